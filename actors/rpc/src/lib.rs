@@ -1,1 +1,15 @@
-//! stub
+//! Calls between peers, whoever carries them: the ports [`Transport`] and [`Service`]. No sockets, no actors.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod call;
+mod error;
+mod router;
+mod service;
+mod transport;
+
+pub use call::{Answer, Body, Call, Inbound, Meta, RequestId, ServerLoad, TensorBody, TraceContext};
+pub use error::{RpcError, ServeError, Step};
+pub use router::Router;
+pub use service::{Service, SharedService};
+pub use transport::{SharedTransport, Transport};
