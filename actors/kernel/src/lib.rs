@@ -6,9 +6,16 @@
 pub mod ask;
 pub mod mailbox;
 pub mod time;
+pub mod token;
 pub mod tombstone;
 
+/// What `token` is made of; its loom test brings loom's.
+mod sync {
+    pub(crate) use std::sync::atomic::{AtomicU8, Ordering};
+}
+
 pub use ask::{AskError, Inbox, Reply, Spawner};
-pub use mailbox::{BatchMailbox, Capacity, Key, Rows};
+pub use mailbox::{BatchMailbox, Capacity, Closed, Full, Key, PushError, Rows, Taken};
 pub use time::{Clock, Deadline, Elapsed, Moment, SharedClock, TokioClock, WallTime};
+pub use token::{Parking, ReadyToken};
 pub use tombstone::{Exit, Tombstone};
