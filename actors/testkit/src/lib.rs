@@ -1,1 +1,12 @@
-//! stub
+//! The actor test harness: peers of one process on a simulated network, virtual time, scripted experts. No sockets, no
+//! threads, no wall clock: a run is replayed by its seed.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod backend;
+mod network;
+mod sim;
+
+pub use backend::{Recorded, Recording, ScriptedBackend};
+pub use network::{Latency, SimNetwork, SimTransport, Wire};
+pub use sim::Sim;
