@@ -19,7 +19,7 @@ from fetching import ROOT, Trouble, cache_folder, check_disk, check_linux_x86_64
 INTEROP = ROOT / "tests" / "interop"
 LOCK, CONSTRAINTS = INTEROP / "requirements.lock", INTEROP / "build-constraints.txt"
 PYTHONS = ((3, 11), (3, 13))  # what the locked versions have wheels for; from 3.14 on processes are not forked, which hivemind relies on
-DOWNLOAD_MB = 680
+DOWNLOAD_MB = 635
 NEEDED_MB = 4000
 # First match wins, so a longer prefix comes before a shorter one.
 STUBS = {

@@ -1,0 +1,62 @@
+"""hivemind's own server and DHT node with skep's command line and standard output: `serve …` and `dht …`.
+
+hivemind-server itself listens on all interfaces, splits its address options into letters, starts eight processes per expert and does
+not say when its experts can be found.
+"""
+
+import argparse
+import signal
+import sys
+import threading
+import time
+from functools import partial
+
+import hivemind
+import torch
+
+OPTIMIZERS = {"sgd": partial(torch.optim.SGD, lr=0.01), "adam": torch.optim.Adam, "none": None}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command", choices=("serve", "dht"))
+    parser.add_argument("--initial_peers", nargs="*", default=[])
+    parser.add_argument("--host_maddrs", nargs="*", default=["/ip4/127.0.0.1/tcp/0"])
+    parser.add_argument("--identity_path")
+    parser.add_argument("--expert_cls", default="ffn")
+    parser.add_argument("--hidden_dim", type=int, default=1024)
+    parser.add_argument("--num_experts", type=int)
+    parser.add_argument("--expert_pattern")
+    parser.add_argument("--expert_uids", nargs="*")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
+    parser.add_argument("--update_period", type=float, default=30)
+    parser.add_argument("--expiration", type=float)
+    options = vars(parser.parse_args())
+    command, optimizer = options.pop("command"), options.pop("optimizer")
+
+    stop = threading.Event()
+    if command == "dht":
+        dht = hivemind.DHT(start=True, **{key: options[key] for key in ("initial_peers", "host_maddrs", "identity_path")})
+        shutdown = dht.shutdown
+    else:
+        server = hivemind.Server.create(**options, optim_cls=OPTIMIZERS[optimizer], num_handlers=2, start=True)
+        dht, shutdown = server.dht, server.shutdown
+        wait_announced(dht, list(server.module_backends))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    for address in dht.get_visible_maddrs():
+        print(address, flush=True)
+    stop.wait()
+    shutdown()
+
+
+def wait_announced(dht, uids):
+    for _ in range(100):
+        if all(dht.get(uid) is not None for uid in uids):
+            return
+        time.sleep(0.1)
+    sys.exit("the experts were not announced within ten seconds")
+
+
+if __name__ == "__main__":
+    main()

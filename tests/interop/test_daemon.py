@@ -1,0 +1,99 @@
+"""The daemon's manners: what it prints, how it takes strangers, how it ends."""
+
+import re
+import signal
+import socket
+import threading
+import time
+
+import pytest
+import torch
+
+import calls
+from calls import experts
+
+FFN = "--expert_cls ffn --hidden_dim 32".split()
+ADDRESS = re.compile(r"/ip[46]/[0-9a-f.:]+/(tcp|udp)/\d+(/quic-v1)?/p2p/[1-9A-HJ-NP-Za-km-z]+")
+
+
+def test_standard_output_is_addresses_and_nothing_else(first):
+    assert first.lines and all(ADDRESS.fullmatch(line) for line in first.lines), first.lines
+    assert first.lines[0].startswith("/ip4/127.0.0.1/tcp/")
+
+
+def test_it_says_what_it_hosts(first):
+    for number in range(5):
+        assert re.search(rf"expert\.{number}\b.*\b2100736 parameters", first.errors()), first.errors()
+
+
+HELLO = b"\x13/multistream/1.0.0\n"
+GARBAGE = {
+    "nothing": b"",
+    "text": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "zeros": bytes(4096),
+    "a huge length": HELLO + b"\xff\xff\xff\xff\x0f" + b"x" * 1000,
+    "an endless length": HELLO + b"\xff" * 100,
+    "an unknown security protocol": HELLO + b"\x09/nothing\n",
+    "a broken handshake": HELLO + b"\x07/noise\n" + b"\x00\x20" + b"z" * 32,
+    "a tls hello": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"q" * 500,
+}
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+def test_foreign_bytes_on_the_listen_port_hurt_nobody(dht, first, what):
+    for _ in range(10):
+        with socket.create_connection(("127.0.0.1", first.port), timeout=5) as stranger:
+            stranger.settimeout(0.05)
+            try:
+                stranger.sendall(GARBAGE[what])
+                stranger.recv(1000)
+            except OSError:
+                pass  # it may answer, wait for more, or hang up
+    (expert,) = experts(dht, "expert.3")
+    assert expert(torch.randn(2, 512)).shape == (2, 512)
+    assert first.is_running()
+
+
+def test_silent_connections_do_not_keep_others_out(dht, first):
+    strangers = [socket.create_connection(("127.0.0.1", first.port), timeout=5) for _ in range(100)]
+    try:
+        (expert,) = experts(dht, "expert.3")
+        assert expert(torch.randn(2, 512)).shape == (2, 512)
+    finally:
+        for stranger in strangers:
+            stranger.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.needs_skep
+def test_a_signal_ends_it_within_five_seconds_with_code_zero(start, number):
+    server = start.skep("serve", *FFN, "--expert_uids", "brief.0")
+    server.signal(number)
+    assert server.process.wait(timeout=5) == 0, server.errors()
+
+
+@pytest.mark.needs_skep
+def test_a_signal_in_the_middle_of_calls_leaves_no_caller_waiting(start, join):
+    server = start.skep("serve", "--expert_cls", "nop_delay", "--hidden_dim", 32, "--expert_uids", "slow.0")
+    (expert,) = experts(join(server.address), "slow.0")
+    expert.info
+    outcome = []
+    caller = threading.Thread(target=lambda: outcome.extend(calls.at_once(expert, [torch.randn(1, 32)] * 4)))
+    caller.start()
+    time.sleep(0.2)
+    assert server.stop() == 0, server.errors()
+    caller.join(timeout=10)
+    assert len(outcome) == 4, "a caller still waits"
+
+
+@pytest.mark.needs_skep
+def test_a_second_signal_ends_it_at_once(start, join):
+    server = start.skep("serve", "--expert_cls", "nop_delay", "--hidden_dim", 32, "--expert_uids", "stuck.0")
+    (expert,) = experts(join(server.address), "stuck.0")
+    expert.info
+    threading.Thread(target=lambda: calls.at_once(expert, [torch.randn(1, 32)] * 8), daemon=True).start()
+    time.sleep(0.2)
+    server.signal(signal.SIGTERM)
+    time.sleep(0.1)
+    server.signal(signal.SIGTERM)
+    server.process.wait(timeout=1)
