@@ -1,10 +1,13 @@
 //! What every client-side object needs: the DHT, a way to call peers, time, and the system thread.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
-use skep_dht::Dht;
-use skep_kernel::{Deadline, SharedClock, Spawner};
-use skep_rpc::{RpcError, SharedTransport};
+use skep_dht::{Dht, DhtError};
+use skep_kernel::{AskError, Deadline, SharedClock, Spawner};
+use skep_rpc::{RequestId, RpcError, SharedTransport, Step};
 
 /// Handles of one runtime, cheap to clone, usable from any thread.
 #[derive(Clone)]
@@ -17,7 +20,7 @@ pub struct Client {
     pub clock: SharedClock,
     /// Runs futures on the system thread.
     pub spawner: Spawner,
-    /// Seed of request ids.
+    /// Seed of request ids. No two processes may share it within ten minutes: servers take a repeated id for a retry.
     pub seed: u64,
 }
 
@@ -28,21 +31,38 @@ impl Client {
     }
 
     /// Runs a future on the system thread and blocks until its result or the deadline (see [`Spawner::wait`]).
-    pub fn wait<R: Send + 'static>(
+    pub fn wait<R: Send + 'static, E: From<RpcError> + Send + 'static>(
         &self,
         deadline: Deadline,
-        work: impl Future<Output = Result<R, RpcError>> + Send + 'static,
-    ) -> Result<R, RpcError> {
+        work: impl Future<Output = Result<R, E>> + Send + 'static,
+    ) -> Result<R, E> {
         let started = self.clock.now();
         self.spawner.wait(&self.clock, deadline, work).unwrap_or_else(|error| {
-            Err(match error {
-                skep_kernel::AskError::WouldDeadlock => RpcError::WouldDeadlock,
-                skep_kernel::AskError::Elapsed => {
+            Err(E::from(match error {
+                AskError::WouldDeadlock => RpcError::WouldDeadlock,
+                AskError::Elapsed => {
                     RpcError::Deadline { peer: self.transport.local_peer(), waited: deadline.moment().since(started) }
                 }
-                skep_kernel::AskError::Gone | skep_kernel::AskError::Full { .. } => RpcError::Cancelled,
-            })
+                AskError::Gone | AskError::Full { .. } => RpcError::Cancelled,
+            }))
         })
+    }
+
+    /// An id that no other request of this process has.
+    pub(crate) fn fresh_request_id(&self) -> RequestId {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        RequestId(u128::from(self.seed) << 64 | u128::from(NEXT.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// A failed search in the words of a failed call.
+    pub(crate) fn search_failed(&self, error: DhtError, waited: Duration) -> RpcError {
+        let peer = self.transport.local_peer();
+        match error {
+            DhtError::Deadline => RpcError::Deadline { peer, waited },
+            DhtError::Stopped => RpcError::Cancelled,
+            DhtError::WouldDeadlock => RpcError::WouldDeadlock,
+            other => RpcError::Unreachable { peer, step: Step::Resolve, reason: other.to_string() },
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 #![warn(missing_docs)]
 
 mod client;
+mod expert_call;
 mod mixture;
 mod remote;
 

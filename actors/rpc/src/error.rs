@@ -101,6 +101,12 @@ pub enum RpcError {
         /// The limit.
         limit: usize,
     },
+    /// The arguments make no call; nothing was sent.
+    #[error("{reason}")]
+    Invalid {
+        /// What is wrong with them.
+        reason: String,
+    },
     /// A synchronous call from one of skep's own threads, which would wait for itself.
     #[error("a synchronous call from one of skep's own threads would wait for itself; use the async form")]
     WouldDeadlock,
