@@ -5,19 +5,23 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod chunk;
 pub mod compression;
 mod descriptor;
+pub mod dht_value;
 mod dtype;
 pub mod error_text;
+pub mod frame;
 pub mod limits;
 mod method;
+pub mod msgpack;
 mod nested;
 pub mod proto;
 mod schema;
 mod tensor;
 mod uid;
 
-pub use compression::{CodecError, Compression};
+pub use compression::{CodecError, Compression, compress, decompress};
 pub use descriptor::TensorDescriptor;
 pub use dtype::DType;
 pub use method::{Framing, Method};

@@ -1,3 +1,13 @@
 //! Protobuf messages of hivemind and libp2p, checked in: no protoc at build time (wire document §4).
+//!
+//! Field numbers and presence follow the .proto files; `required` fields of proto2 are always written, for Go refuses a
+//! message without them, and read as empty when absent. Byte fields are slices of the message they were read from.
 
+pub mod auth;
+pub mod crypto;
+pub mod dht;
+mod gather;
+pub mod p2pd;
 pub mod runtime;
+
+pub use gather::{gather_request, gather_response};

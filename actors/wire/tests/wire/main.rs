@@ -1,0 +1,11 @@
+//! The wire as Python hivemind 1.1.12 writes it, and what skep does with bytes that it would never write.
+
+mod chunks;
+mod compression;
+mod dht_values;
+mod frames;
+mod hostile;
+mod messages;
+mod msgpack;
+mod schemas;
+mod support;
