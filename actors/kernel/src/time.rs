@@ -1,5 +1,7 @@
 //! One notion of time for everything that decides: [`Moment`] and [`Deadline`] come from a [`Clock`], so tests can move it.
 
+#![allow(clippy::disallowed_methods, reason = "this is the clock")]
+
 use std::{
     fmt,
     ops::{Add, Sub},

@@ -1,0 +1,40 @@
+# Everything a fresh clone needs is one of these; each does its own set-up. Plain cargo works too once `make setup` has run.
+.DEFAULT_GOAL := help
+.PHONY: help tools setup build test light demo interop fmt lint doc
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+tools:
+	@command -v cargo >/dev/null || { echo 'make: cargo was not found; remedy: install Rust with rustup' >&2; exit 1; }
+	@command -v c++ >/dev/null || { echo 'make: no C++ compiler was found; remedy: apt-get install g++' >&2; exit 1; }
+
+setup: tools ## Fetch libtorch (543 MB, once) and link it as .libtorch
+	@scripts/libtorch
+
+build: setup ## Build the release daemon, target/release/skep
+	cargo build --release -p skep
+
+test: setup ## Run every test of the workspace
+	cargo test --workspace
+
+light: tools ## Test the crates that need neither libp2p nor libtorch
+	cargo light
+
+demo: setup ## Train a digit classifier through a hive of servers, one of which dies half way
+	cargo build -p skep --bins --examples
+	scripts/demo
+
+interop: setup ## Test against real hivemind (635 MB of Python packages, once)
+	cargo build -p skep --bins --examples
+	tests/interop/run
+
+fmt: ## Format the code
+	cargo fmt --all
+
+lint: setup ## Check the format and run clippy, warnings denied
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+doc: setup ## Build the documentation of all rooms
+	cargo doc --workspace --no-deps
