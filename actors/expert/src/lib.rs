@@ -3,6 +3,24 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod actor;
 mod backend;
+mod batch;
+mod config;
+mod executor;
+mod expert;
+mod handle;
+mod schema;
+mod server;
+mod task;
 
+pub use actor::{ExpertActor, ExpertInbox, ExpertMessage, expert_inbox};
 pub use backend::{Backend, BackendError, BackendFactory, Batch, Snapshot};
+pub use config::{ConfigError, ServerConfig};
+pub use executor::Cost;
+pub use expert::ExpertState;
+pub use handle::{Accepted, ExpertHandle, ExpertStatus};
+pub use server::{
+    Executors, ExpertPattern, HostedExpert, PlacementError, Server, ServerError, ServerParts, ServerStatus, choose_uids,
+};
+pub use task::{Kind, TaskResult};

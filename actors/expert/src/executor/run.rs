@@ -1,0 +1,254 @@
+//! What the owner of an expert does with it: picks the next batch, runs it, answers. No threads, no clock.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::Ordering,
+};
+
+use skep_kernel::{BatchMailbox, Moment, Rows};
+use skep_rpc::ServeError;
+use skep_wire::HostTensor;
+use tracing::{debug, error, warn};
+
+use crate::{
+    BackendError, Batch, Kind,
+    batch::{check_results, join, split},
+    expert::{Control, Counters, Expert, ExpertState, Slot},
+    task::{Task, TaskResult},
+};
+
+/// What an expert needs next.
+pub(crate) enum Next {
+    /// Run this, then look again.
+    Errand(Errand),
+    /// Less than the least batch is in line: look again then, or when more has come.
+    Park { until: Moment },
+    /// Nothing is in line.
+    Nothing,
+}
+
+/// One piece of work for the owner of an expert.
+pub(crate) enum Errand {
+    Control(Control),
+    Batch { kind: Kind, tasks: Vec<Task> },
+}
+
+/// Picks what the expert does next and takes it out of its line. The caller owns the expert.
+pub(crate) fn next(expert: &Expert, now: Moment) -> Next {
+    if let Some(control) = expert.take_control() {
+        return Next::Errand(Errand::Control(control));
+    }
+    if let Some(refusal) = expert.abandons_line() {
+        drain(expert, &refusal);
+        return Next::Nothing;
+    }
+    loop {
+        match due(expert, now) {
+            Due::Now(kind) => {
+                let tasks = take(expert, kind, now);
+                if !tasks.is_empty() {
+                    return Next::Errand(Errand::Batch { kind, tasks });
+                }
+            }
+            Due::At(until) => return Next::Park { until },
+            Due::Never => return Next::Nothing,
+        }
+    }
+}
+
+enum Due {
+    Now(Kind),
+    At(Moment),
+    Never,
+}
+
+/// The mailbox whose head waited longest, among those whose next batch is large enough or waited long enough.
+fn due(expert: &Expert, now: Moment) -> Due {
+    let heads = [Kind::Forward, Kind::Backward].map(|kind| (expert.mailbox(kind).oldest(), kind));
+    let mut heads: Vec<(Moment, Kind)> = heads.into_iter().filter_map(|(at, kind)| Some((at?, kind))).collect();
+    heads.sort();
+    let limits = &expert.limits;
+    for (oldest, kind) in &heads {
+        if expert.mailbox(*kind).head_rows() >= limits.min_rows || now >= *oldest + limits.max_wait {
+            return Due::Now(*kind);
+        }
+    }
+    heads.first().map_or(Due::Never, |(oldest, _)| Due::At(*oldest + limits.max_wait))
+}
+
+/// A batch of tasks that are still wanted; the others are answered.
+fn take(expert: &Expert, kind: Kind, now: Moment) -> Vec<Task> {
+    let taken = expert.mailbox(kind).take(expert.limits.max_rows, |task| task.is_wanted(now));
+    Counters::add(&expert.counters.skipped, taken.dropped.len());
+    for task in taken.dropped {
+        task.answer(Err(ServeError::Deadline));
+    }
+    taken.batch
+}
+
+fn drain(expert: &Expert, refusal: &ServeError) {
+    let everything = |mailbox: &BatchMailbox<Task>| mailbox.take(Rows(0), |_| false).dropped;
+    for kind in [Kind::Forward, Kind::Backward] {
+        // Room that is made lets others in, so once is not enough.
+        while !expert.mailbox(kind).is_empty() {
+            for task in everything(expert.mailbox(kind)) {
+                task.answer(Err(refusal.clone()));
+            }
+        }
+    }
+}
+
+impl Errand {
+    /// Does the work and answers everybody who waits for it. Panics of the backend end here.
+    pub fn run(self, expert: &Expert) {
+        match self {
+            Errand::Control(control) => {
+                let mut slot = expert.slot();
+                let done = catch_unwind(AssertUnwindSafe(|| control(&mut slot)));
+                expert.counters.steps.store(slot.backend.steps(), Ordering::Relaxed);
+                if let Err(panic) = done {
+                    poison(expert, format!("panicked while it was saved or loaded: {}", panic_text(&*panic)));
+                }
+            }
+            Errand::Batch { kind, tasks } => run_batch(expert, kind, tasks),
+        }
+    }
+
+    /// Rows of the batch; 0 for control work.
+    pub fn rows(&self) -> Rows {
+        match self {
+            Errand::Control(_) => Rows(0),
+            Errand::Batch { tasks, .. } => Rows(tasks.iter().map(|task| task.rows.0).sum()),
+        }
+    }
+
+    /// What kind of batch it is; `None` for control work.
+    pub fn kind(&self) -> Option<Kind> {
+        match self {
+            Errand::Control(_) => None,
+            Errand::Batch { kind, .. } => Some(*kind),
+        }
+    }
+}
+
+fn run_batch(expert: &Expert, kind: Kind, tasks: Vec<Task>) {
+    let counter = match kind {
+        Kind::Forward => &expert.counters.forward_tasks,
+        Kind::Backward => &expert.counters.backward_tasks,
+    };
+    Counters::add(counter, tasks.len());
+    let mut slot = expert.slot();
+    let outcome = attempt(expert, &mut slot, kind, &tasks);
+    match outcome {
+        Ok(parts) => {
+            for (task, part) in tasks.into_iter().zip(parts) {
+                task.answer(Ok(part));
+            }
+        }
+        Err(Failure::BeforeStep(_)) if tasks.len() > 1 => {
+            debug!(uid = %expert.uid, tasks = tasks.len(), "batch failed; its tasks run one by one");
+            for task in tasks {
+                let result = alone(expert, &mut slot, kind, &task);
+                answer_counted(expert, task, result);
+            }
+        }
+        Err(failure) => {
+            let error = failure.into_error(expert);
+            for task in tasks {
+                answer_counted(expert, task, Err(error.clone()));
+            }
+        }
+    }
+    expert.counters.steps.store(slot.backend.steps(), Ordering::Relaxed);
+}
+
+fn answer_counted(expert: &Expert, task: Task, result: TaskResult) {
+    if let Err(error) = &result {
+        Counters::add(&expert.counters.failures, 1);
+        warn!(uid = %expert.uid, %error, "task failed");
+    }
+    task.answer(result);
+}
+
+/// Runs one task of a batch that failed as a whole.
+fn alone(expert: &Expert, slot: &mut Slot, kind: Kind, task: &Task) -> TaskResult {
+    if let Some(refusal) = expert.abandons_line() {
+        return Err(refusal);
+    }
+    match attempt(expert, slot, kind, std::slice::from_ref(task)) {
+        Ok(mut parts) => Ok(parts.pop().expect("one task has one part")),
+        Err(failure) => Err(failure.into_error(expert)),
+    }
+}
+
+/// How a batch failed.
+enum Failure {
+    /// Nothing was changed: its tasks may run again.
+    BeforeStep(ServeError),
+    /// The work was done but cannot be handed out.
+    AfterStep(ServeError),
+    /// State is half changed.
+    Torn(String),
+}
+
+impl Failure {
+    fn into_error(self, expert: &Expert) -> ServeError {
+        match self {
+            Failure::BeforeStep(error) | Failure::AfterStep(error) => error,
+            Failure::Torn(reason) => {
+                poison(expert, reason.clone());
+                ServeError::Poisoned { uid: expert.uid.to_string(), reason }
+            }
+        }
+    }
+}
+
+/// Runs tasks as one batch; the results by task.
+fn attempt(expert: &Expert, slot: &mut Slot, kind: Kind, tasks: &[Task]) -> Result<Vec<Vec<HostTensor>>, Failure> {
+    let batch = join(tasks).map_err(|error| Failure::BeforeStep(ServeError::Invalid(error.to_string())))?;
+    Counters::add(&expert.counters.batches, 1);
+    Counters::add(&expert.counters.rows, batch.rows.0 as usize);
+    let results = call_backend(slot, kind, &batch)?;
+    let broken_promise = |text| {
+        error!(uid = %expert.uid, text, "backend broke its promise");
+        Failure::AfterStep(ServeError::Internal(text))
+    };
+    check_results(&expert.schema, kind, &batch, &results).map_err(broken_promise)?;
+    let rows: Vec<Rows> = tasks.iter().map(|task| task.rows).collect();
+    split(&results, &rows).map_err(|error| broken_promise(error.to_string()))
+}
+
+fn call_backend(slot: &mut Slot, kind: Kind, batch: &Batch) -> Result<Vec<HostTensor>, Failure> {
+    let backend = &mut slot.backend;
+    let called = catch_unwind(AssertUnwindSafe(|| match kind {
+        Kind::Forward => backend.forward(batch),
+        Kind::Backward => backend.backward(batch),
+    }));
+    match called {
+        Ok(Ok(results)) => Ok(results),
+        Ok(Err(BackendError::Invalid(text))) => Err(Failure::BeforeStep(ServeError::Invalid(text))),
+        Ok(Err(BackendError::Failed(text))) => Err(Failure::BeforeStep(ServeError::Internal(text))),
+        Ok(Err(torn @ BackendError::Torn(_))) => Err(Failure::Torn(torn.to_string())),
+        Err(panic) => {
+            let text = panic_text(&*panic);
+            match kind {
+                // Forward changes no parameter, so nothing can be half done.
+                Kind::Forward => Err(Failure::BeforeStep(ServeError::Internal(format!("forward panicked: {text}")))),
+                Kind::Backward => Err(Failure::Torn(format!("backward panicked: {text}"))),
+            }
+        }
+    }
+}
+
+/// Takes the expert out of service; what is in line is answered when its owner looks again.
+fn poison(expert: &Expert, reason: String) {
+    error!(uid = %expert.uid, reason, "expert is poisoned and withdrawn");
+    expert.set_state(ExpertState::Poisoned { reason });
+}
+
+/// The message of a panic, for logs and error texts.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}

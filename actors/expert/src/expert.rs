@@ -1,0 +1,255 @@
+//! One hosted expert as executors and handles share it: its line of work, its backend, its state.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use serde::Serialize;
+use skep_kernel::{BatchMailbox, Moment, ReadyToken, Rows};
+use skep_rpc::ServeError;
+use skep_wire::{ExpertInfo, ExpertUid};
+use tokio::sync::{Notify, watch};
+
+use crate::{
+    Backend, BackendError, BackendFactory, Kind, ServerConfig,
+    schema::{Checks, Schema},
+    task::{InFlight, Task},
+};
+
+/// Other work on an expert's backend than batches: saving, reloading. Runs on the executor that owns the expert.
+pub(crate) type Control = Box<dyn FnOnce(&mut Slot) + Send>;
+
+/// Control work that may wait for one expert.
+const MAX_CONTROLS: usize = 16;
+
+/// A backend and what makes a new one.
+pub(crate) struct Slot {
+    pub backend: Box<dyn Backend>,
+    pub factory: BackendFactory,
+}
+
+/// How an expert batches; from the server's configuration.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub min_rows: Rows,
+    pub max_rows: Rows,
+    pub max_wait: Duration,
+    pub check_finite: bool,
+}
+
+impl From<&ServerConfig> for Limits {
+    fn from(config: &ServerConfig) -> Self {
+        Self {
+            min_rows: Rows(config.min_batch_size),
+            max_rows: Rows(config.max_batch_size),
+            max_wait: config.max_wait,
+            check_finite: config.check_finite,
+        }
+    }
+}
+
+/// Whether an expert takes work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum ExpertState {
+    /// Takes work.
+    Serving,
+    /// An optimizer step failed half way: takes nothing until it is reloaded.
+    Poisoned {
+        /// What happened.
+        reason: String,
+    },
+    /// Finishes what is in line and takes nothing new.
+    Stopping,
+    /// Gone.
+    Stopped,
+}
+
+/// See the module's documentation. Whoever owns the token owns the slot.
+pub(crate) struct Expert {
+    /// Order of creation within its executors: breaks ties the same way in every run.
+    pub id: u64,
+    pub uid: ExpertUid,
+    pub class: String,
+    pub parameters: u64,
+    pub info: ExpertInfo,
+    pub schema: Schema,
+    pub limits: Limits,
+    pub token: ReadyToken,
+    pub forward: BatchMailbox<Task>,
+    pub backward: BatchMailbox<Task>,
+    pub counters: Counters,
+    /// Tasks that were accepted and not yet answered.
+    pub in_flight: Arc<InFlight>,
+    /// Told whenever the state of any of the server's experts changes.
+    changed: Arc<Notify>,
+    slot: Mutex<Slot>,
+    controls: Mutex<VecDeque<Control>>,
+    state: watch::Sender<ExpertState>,
+}
+
+/// What an expert did so far.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub steps: AtomicU64,
+    pub forward_tasks: AtomicU64,
+    pub backward_tasks: AtomicU64,
+    pub batches: AtomicU64,
+    pub rows: AtomicU64,
+    pub failures: AtomicU64,
+    pub skipped: AtomicU64,
+}
+
+impl Counters {
+    pub fn add(counter: &AtomicU64, n: usize) {
+        counter.fetch_add(n as u64, Ordering::Relaxed);
+    }
+}
+
+impl Expert {
+    /// An expert that serves as soon as its token moves. Refuses backends whose schema has no batch dimension.
+    pub fn new(
+        id: u64,
+        uid: ExpertUid,
+        slot: Slot,
+        config: &ServerConfig,
+        changed: Arc<Notify>,
+    ) -> Result<Self, BackendError> {
+        let info = slot.backend.info().clone();
+        let counters = Counters::default();
+        counters.steps.store(slot.backend.steps(), Ordering::Relaxed);
+        Ok(Self {
+            id,
+            uid,
+            class: slot.backend.class().to_owned(),
+            parameters: slot.backend.parameter_count(),
+            schema: Schema::of(&info)?,
+            info,
+            limits: config.into(),
+            token: ReadyToken::new(),
+            forward: BatchMailbox::new(config.capacity()),
+            backward: BatchMailbox::new(config.capacity()),
+            counters,
+            in_flight: Arc::default(),
+            changed,
+            slot: Mutex::new(slot),
+            controls: Mutex::default(),
+            state: watch::Sender::new(ExpertState::Serving),
+        })
+    }
+
+    pub fn mailbox(&self, kind: Kind) -> &BatchMailbox<Task> {
+        match kind {
+            Kind::Forward => &self.forward,
+            Kind::Backward => &self.backward,
+        }
+    }
+
+    pub fn checks(&self) -> Checks {
+        Checks { max_rows: self.limits.max_rows, finite: self.limits.check_finite }
+    }
+
+    /// Whether anything is in line.
+    pub fn has_work(&self) -> bool {
+        !self.forward.is_empty() || !self.backward.is_empty() || !self.lock_controls().is_empty()
+    }
+
+    /// The backend, for whoever owns the token.
+    pub fn slot(&self) -> MutexGuard<'_, Slot> {
+        // Panics of backends are caught while the lock is held, so it is never poisoned by them.
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts control work in line; it comes back when too much waits. The caller then moves the token.
+    pub fn push_control(&self, control: Control) -> Result<(), Control> {
+        let mut controls = self.lock_controls();
+        if controls.len() >= MAX_CONTROLS {
+            return Err(control);
+        }
+        controls.push_back(control);
+        Ok(())
+    }
+
+    pub fn take_control(&self) -> Option<Control> {
+        self.lock_controls().pop_front()
+    }
+
+    fn lock_controls(&self) -> MutexGuard<'_, VecDeque<Control>> {
+        self.controls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn state(&self) -> ExpertState {
+        self.state.borrow().clone()
+    }
+
+    /// Follows the state from now on.
+    pub fn watch_state(&self) -> watch::Receiver<ExpertState> {
+        self.state.subscribe()
+    }
+
+    /// Moves to another state. A stopped expert stays so, a stopping one serves no more, a poisoned one is only reloaded
+    /// or stopped for good.
+    pub fn set_state(&self, next: ExpertState) {
+        use ExpertState::{Poisoned, Serving, Stopped, Stopping};
+        let moved = self.state.send_if_modified(|state| {
+            let stays = matches!((&*state, &next), (Stopped, _) | (Stopping, Serving) | (Poisoned { .. }, Stopping));
+            if !stays {
+                *state = next;
+            }
+            !stays
+        });
+        if moved {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Why new work is refused, if it is.
+    pub fn refusal(&self) -> Option<ServeError> {
+        match self.state() {
+            ExpertState::Serving => None,
+            state => Some(self.refusal_in(state)),
+        }
+    }
+
+    /// Why work in line is answered with an error instead of being run, if it is.
+    pub fn abandons_line(&self) -> Option<ServeError> {
+        match self.state() {
+            ExpertState::Serving | ExpertState::Stopping => None,
+            state => Some(self.refusal_in(state)),
+        }
+    }
+
+    fn refusal_in(&self, state: ExpertState) -> ServeError {
+        match state {
+            ExpertState::Poisoned { reason } => ServeError::Poisoned { uid: self.uid.to_string(), reason },
+            ExpertState::Serving | ExpertState::Stopping | ExpertState::Stopped => ServeError::Stopping,
+        }
+    }
+
+    /// Rows in line for forward and backward.
+    pub fn waiting_rows(&self) -> u32 {
+        self.forward.waiting().0.saturating_add(self.backward.waiting().0)
+    }
+
+    /// How long the head of the longer waiting line has waited.
+    pub fn oldest_wait(&self, now: Moment) -> Duration {
+        let heads = [self.forward.oldest(), self.backward.oldest()];
+        heads.into_iter().flatten().min().map_or(Duration::ZERO, |oldest| now.since(oldest))
+    }
+
+    /// Ends the expert: what is in line is answered with an error; an executor that owns it finishes its batch.
+    pub fn close(&self) {
+        self.set_state(ExpertState::Stopped);
+        if self.token.close() {
+            for task in self.forward.close().into_iter().chain(self.backward.close()) {
+                task.answer(Err(ServeError::Stopping));
+            }
+            self.lock_controls().clear();
+        }
+    }
+}

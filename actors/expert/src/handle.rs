@@ -1,0 +1,289 @@
+//! [`ExpertHandle`]: the way into an expert, from any thread.
+
+use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
+
+use serde::Serialize;
+use skep_kernel::{Deadline, Full, Key, PushError, Reply, time::before};
+use skep_rpc::{ServeError, ServerLoad};
+use skep_wire::{ExpertInfo, ExpertUid, HostTensor};
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::{
+    BackendError, ExpertState, Kind, Snapshot, TaskResult,
+    batch::key,
+    executor::{ExecutorGroup, panic_text},
+    expert::{Expert, Slot},
+    task::Task,
+};
+
+/// Puts work in line for one hosted expert. Cheap to clone; outlives the expert, whose end it tells.
+#[derive(Clone)]
+pub struct ExpertHandle {
+    expert: Arc<Expert>,
+    executors: ExecutorGroup,
+}
+
+/// An accepted task. Dropping it tells the executors that nobody waits any more; unless its batch has begun, the task
+/// never runs.
+pub struct Accepted {
+    answer: oneshot::Receiver<TaskResult>,
+    deadline: Deadline,
+    executors: ExecutorGroup,
+}
+
+impl Accepted {
+    /// The answer, at the latest by the task's deadline.
+    pub async fn answer(self) -> TaskResult {
+        match before(&**self.executors.clock(), self.deadline, self.answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(ServeError::Internal("the task was lost".to_owned())),
+            Err(_) => Err(ServeError::Deadline),
+        }
+    }
+}
+
+/// What one expert is and did; feeds status pages, tests and exporters.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ExpertStatus {
+    /// Name in the grid.
+    pub uid: String,
+    /// Class name of the backend.
+    pub class: String,
+    /// Trainable parameters.
+    pub parameters: u64,
+    /// Optimizer steps made.
+    pub steps: u64,
+    /// Forward tasks begun.
+    pub forward_tasks: u64,
+    /// Backward tasks begun.
+    pub backward_tasks: u64,
+    /// Batches run, those of tasks that ran again alone included.
+    pub batches: u64,
+    /// Rows of those batches.
+    pub rows: u64,
+    /// Tasks answered with an error of the expert.
+    pub failures: u64,
+    /// Tasks that never ran because their caller left or their deadline passed.
+    pub skipped: u64,
+    /// Rows in line.
+    pub waiting_rows: u32,
+    /// How long the oldest of them has waited, in seconds.
+    pub oldest_wait_seconds: f64,
+    /// Whether it takes work.
+    #[serde(flatten)]
+    pub state: ExpertState,
+}
+
+impl ExpertHandle {
+    pub(crate) fn new(expert: Arc<Expert>, executors: ExecutorGroup) -> Self {
+        Self { expert, executors }
+    }
+
+    pub(crate) fn expert(&self) -> &Arc<Expert> {
+        &self.expert
+    }
+
+    /// Name in the grid.
+    pub fn uid(&self) -> &ExpertUid {
+        &self.expert.uid
+    }
+
+    /// Schemas of inputs and outputs.
+    pub fn info(&self) -> &ExpertInfo {
+        &self.expert.info
+    }
+
+    /// Whether it takes work.
+    pub fn state(&self) -> ExpertState {
+        self.expert.state()
+    }
+
+    /// Follows whether it takes work.
+    pub fn watch_state(&self) -> watch::Receiver<ExpertState> {
+        self.expert.watch_state()
+    }
+
+    /// Takes nothing new, finishes what is in line until the deadline, answers the rest with
+    /// [`ServeError::Stopping`], and ends. Tells whether everything was finished.
+    pub async fn stop(&self, deadline: Deadline) -> bool {
+        self.expert.set_state(ExpertState::Stopping);
+        let finished = before(&**self.executors.clock(), deadline, self.expert.in_flight.idle()).await.is_ok();
+        self.expert.close();
+        finished
+    }
+
+    /// Checks tensors against the schema and puts them in line: flat inputs, then for backward flat output gradients.
+    /// A full line refuses at once with [`ServeError::Overloaded`].
+    pub fn submit(&self, kind: Kind, tensors: Vec<HostTensor>, deadline: Deadline) -> Result<Accepted, ServeError> {
+        let (order, accepted) = self.prepare(kind, tensors, deadline)?;
+        let mailbox = self.expert.mailbox(kind);
+        let (rows, bytes) = (order.task.rows, order.bytes);
+        let pushed = mailbox.try_push(self.executors.now(), order.task, rows, bytes, order.key);
+        self.after_push(pushed)?;
+        Ok(accepted)
+    }
+
+    /// Like [`submit`](Self::submit), but waits for room until the deadline, behind those who already wait. Dropping the
+    /// future gives up the place.
+    pub async fn submit_when_room(
+        &self,
+        kind: Kind,
+        tensors: Vec<HostTensor>,
+        deadline: Deadline,
+    ) -> Result<Accepted, ServeError> {
+        let (order, accepted) = self.prepare(kind, tensors, deadline)?;
+        let mailbox = self.expert.mailbox(kind);
+        let (rows, bytes) = (order.task.rows, order.bytes);
+        let clock = &**self.executors.clock();
+        let pushed = mailbox.push_when_room(clock, deadline, order.task, rows, bytes, order.key).await;
+        self.after_push(pushed)?;
+        Ok(accepted)
+    }
+
+    fn prepare(
+        &self,
+        kind: Kind,
+        mut tensors: Vec<HostTensor>,
+        deadline: Deadline,
+    ) -> Result<(Order, Accepted), ServeError> {
+        if let Some(refusal) = self.expert.refusal() {
+            return Err(refusal);
+        }
+        if deadline.has_passed(self.executors.now()) {
+            return Err(ServeError::Deadline);
+        }
+        let rows = self.expert.schema.check_request(kind, &tensors, self.expert.checks())?;
+        let key = key(&tensors);
+        let bytes = tensors.iter().map(|tensor| tensor.data().len()).sum();
+        let grad_outputs = tensors.split_off(self.expert.schema.inputs.len());
+        let (reply, answer) = Reply::channel();
+        let ticket = self.expert.in_flight.enter();
+        let task = Task { inputs: tensors, grad_outputs, rows, deadline, reply, ticket };
+        let accepted = Accepted { answer, deadline, executors: self.executors.clone() };
+        Ok((Order { task, key, bytes }, accepted))
+    }
+
+    fn after_push(&self, pushed: Result<(), PushError<Task>>) -> Result<(), ServeError> {
+        match pushed {
+            Ok(()) => {
+                self.executors.announce(&self.expert);
+                Ok(())
+            }
+            Err(PushError::Full(full)) => Err(overloaded(&full)),
+            Err(PushError::Closed(_)) => Err(self.expert.refusal().unwrap_or(ServeError::Stopping)),
+        }
+    }
+
+    /// Copies the backend's state, between two batches.
+    pub async fn save(&self, deadline: Deadline) -> Result<Snapshot, BackendError> {
+        self.control(deadline, |slot| slot.backend.save()).await
+    }
+
+    /// Makes a new backend, loads a state into it and serves again, also after poisoning.
+    pub async fn reload(&self, snapshot: Snapshot, deadline: Deadline) -> Result<(), BackendError> {
+        let expert = self.expert.clone();
+        let reload = move |slot: &mut Slot| {
+            let mut fresh = (slot.factory)()?;
+            if fresh.info() != &expert.info {
+                return Err(BackendError::Invalid("the new backend has another schema".to_owned()));
+            }
+            fresh.load(&snapshot)?;
+            slot.backend = fresh;
+            expert.set_state(ExpertState::Serving);
+            Ok(())
+        };
+        self.control(deadline, reload).await
+    }
+
+    async fn control<R: Send + 'static>(
+        &self,
+        deadline: Deadline,
+        work: impl FnOnce(&mut Slot) -> Result<R, BackendError> + Send + 'static,
+    ) -> Result<R, BackendError> {
+        let (done, result) = oneshot::channel();
+        let control = Box::new(move |slot: &mut Slot| {
+            if !done.is_closed() {
+                let _caller_left = done.send(work(slot));
+            }
+        });
+        if self.expert.state() == ExpertState::Stopped || self.expert.push_control(control).is_err() {
+            return Err(BackendError::Failed("the expert takes no more control work".to_owned()));
+        }
+        self.executors.announce(&self.expert);
+        match before(&**self.executors.clock(), deadline, result).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(BackendError::Failed("the expert was stopped or panicked meanwhile".to_owned())),
+            Err(_) => Err(BackendError::Failed("not done before the deadline".to_owned())),
+        }
+    }
+
+    /// Load as answers carry it.
+    pub fn load(&self) -> ServerLoad {
+        let oldest_wait = self.expert.oldest_wait(self.executors.now());
+        ServerLoad { waiting_rows: self.expert.waiting_rows(), oldest_wait }
+    }
+
+    /// A snapshot of what it is and did.
+    pub fn status(&self) -> ExpertStatus {
+        let (expert, counters) = (&self.expert, &self.expert.counters);
+        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let load = self.load();
+        ExpertStatus {
+            uid: expert.uid.to_string(),
+            class: expert.class.clone(),
+            parameters: expert.parameters,
+            steps: read(&counters.steps),
+            forward_tasks: read(&counters.forward_tasks),
+            backward_tasks: read(&counters.backward_tasks),
+            batches: read(&counters.batches),
+            rows: read(&counters.rows),
+            failures: read(&counters.failures),
+            skipped: read(&counters.skipped),
+            waiting_rows: load.waiting_rows,
+            oldest_wait_seconds: load.oldest_wait.as_secs_f64(),
+            state: expert.state(),
+        }
+    }
+}
+
+/// A task and what its mailbox must know of it.
+struct Order {
+    task: Task,
+    key: Key,
+    bytes: usize,
+}
+
+/// When a retry makes sense: the line moves about as fast as its head has waited.
+fn overloaded<T>(full: &Full<T>) -> ServeError {
+    let retry_after = full.oldest_wait.clamp(Duration::from_millis(10), Duration::from_secs(5));
+    ServeError::Overloaded { waiting: full.waiting.0, limit: full.limit.0, retry_after }
+}
+
+/// Builds an expert on the executors.
+pub(crate) mod build {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::{BackendFactory, ServerConfig};
+
+    /// Makes the backend on an executor and an expert around it.
+    pub(crate) async fn build(
+        executors: &ExecutorGroup,
+        uid: ExpertUid,
+        mut factory: BackendFactory,
+        config: &ServerConfig,
+        changed: Arc<Notify>,
+    ) -> Result<ExpertHandle, BackendError> {
+        let make = move || {
+            let made = catch_unwind(AssertUnwindSafe(&mut factory));
+            let backend = made.unwrap_or_else(|panic| {
+                Err(BackendError::Failed(format!("building panicked: {}", panic_text(&*panic))))
+            })?;
+            Ok(Slot { backend, factory })
+        };
+        let gone = || BackendError::Failed("the executors are stopped or overloaded".to_owned());
+        let slot = executors.run(make).map_err(|_| gone())?.await.map_err(|_| gone())??;
+        let expert = Expert::new(executors.next_id(), uid, slot, config, changed)?;
+        Ok(ExpertHandle::new(Arc::new(expert), executors.clone()))
+    }
+}

@@ -1,0 +1,358 @@
+//! [`Server`]: hosts many experts, serves calls to them and keeps them visible in the DHT.
+
+mod announce;
+mod directory;
+mod handler;
+mod placement;
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use actix::Actor;
+use serde::Serialize;
+use skep_dht::Dht;
+use skep_kernel::{Deadline, SharedClock, Spawner, Tombstone, time::before};
+use skep_rpc::Router;
+use skep_wire::{ExpertUid, Method};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+pub use placement::{ExpertPattern, PlacementError, choose_uids};
+
+use crate::{
+    BackendError, BackendFactory, ConfigError, Cost, ExpertActor, ExpertHandle, ExpertStatus, ServerConfig,
+    actor::expert_inbox, executor::ExecutorGroup, handle::build::build, task::InFlight,
+};
+use announce::Announcing;
+use directory::Directory;
+use handler::RequestHandler;
+
+/// The methods that a server serves.
+const METHODS: [Method; 3] = [Method::Info, Method::Forward, Method::Backward];
+/// What closing takes after the deadline for finishing has passed: errors to callers, threads that end.
+const CLOSING: Duration = Duration::from_millis(500);
+
+/// What a server is made from.
+pub struct ServerParts {
+    /// Where time comes from.
+    pub clock: SharedClock,
+    /// Starts tasks on the actix system's thread.
+    pub spawner: Spawner,
+    /// Where experts are announced; without it they are served, but nobody finds them.
+    pub dht: Option<Dht>,
+    /// Where calls come from; the server adds its methods once the experts are built.
+    pub router: Router,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// How to batch, wait and announce.
+    pub config: ServerConfig,
+}
+
+/// One expert to host.
+pub struct HostedExpert {
+    /// Its name in the grid.
+    pub uid: ExpertUid,
+    /// Makes its backend, on an executor.
+    pub factory: BackendFactory,
+}
+
+/// What runs the experts.
+pub enum Executors {
+    /// Threads `skep-exec-cpu-n`, as many as the configuration says.
+    Threads,
+    /// Tasks on the spawner's thread, for virtual time: a batch takes its cost on the clock.
+    Inline {
+        /// What each batch costs.
+        cost: Cost,
+    },
+}
+
+/// Why a server does not start, is not ready or does not stop in time.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// Two experts of one name.
+    #[error("expert {0} is to be hosted twice")]
+    DuplicateUid(ExpertUid),
+    /// A configuration that cannot work.
+    #[error("[server] {0}")]
+    Config(#[from] ConfigError),
+    /// The machine gives no threads.
+    #[error("cannot start executor threads: {0}")]
+    Threads(String),
+    /// A backend could not be made.
+    #[error("expert {uid} cannot be built: {error}")]
+    Build {
+        /// The expert.
+        uid: ExpertUid,
+        /// What its factory said.
+        error: BackendError,
+    },
+    /// The runtime that should run the server has stopped.
+    #[error("the runtime has stopped")]
+    RuntimeStopped,
+    /// Not ready before the deadline.
+    #[error("the server is not ready: {0}")]
+    NotReady(String),
+    /// The server is stopping or has stopped.
+    #[error("the server is stopping")]
+    Stopping,
+    /// Executors were still busy at the deadline; they end after their batch.
+    #[error("{unfinished} accepted tasks were not finished before the deadline and got an error")]
+    Unfinished {
+        /// Tasks that got an error, or whose batch still runs.
+        unfinished: usize,
+    },
+}
+
+/// What the server is up to.
+#[derive(Clone, Debug, PartialEq)]
+enum Phase {
+    Building,
+    /// Calls are served; the announcer's watch tells whether others can find the experts.
+    Serving,
+    Failed(ServerError),
+    Stopping,
+    Stopped,
+}
+
+/// A snapshot of a server; feeds status pages, tests and exporters.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ServerStatus {
+    /// Whether experts are built and, given a DHT, announced.
+    pub ready: bool,
+    /// Why it is not ready.
+    pub trouble: Option<String>,
+    /// Calls being served.
+    pub calls: usize,
+    /// The experts in the order of their names.
+    pub experts: Vec<ExpertStatus>,
+}
+
+/// See the module's documentation. Cheap to clone; stops by [`stop`](Server::stop) only.
+#[derive(Clone)]
+pub struct Server(Arc<Shared>);
+
+struct Shared {
+    clock: SharedClock,
+    dht: Option<Dht>,
+    router: Router,
+    seed: u64,
+    config: ServerConfig,
+    executors: ExecutorGroup,
+    directory: Directory,
+    calls: Arc<InFlight>,
+    phase: watch::Sender<Phase>,
+    trouble: watch::Sender<Option<String>>,
+}
+
+impl Server {
+    /// Starts executors and begins to build the experts. Follow it by [`ready`](Server::ready).
+    pub fn new(parts: ServerParts, experts: Vec<HostedExpert>) -> Result<Self, ServerError> {
+        Self::with_executors(parts, experts, Executors::Threads)
+    }
+
+    /// Like [`new`](Server::new) on executors of another kind.
+    pub fn with_executors(
+        parts: ServerParts,
+        experts: Vec<HostedExpert>,
+        executors: Executors,
+    ) -> Result<Self, ServerError> {
+        let ServerParts { clock, spawner, dht, router, seed, config } = parts;
+        config.validate()?;
+        let mut uids = BTreeSet::new();
+        if let Some(twice) = experts.iter().find(|expert| !uids.insert(&expert.uid)) {
+            return Err(ServerError::DuplicateUid(twice.uid.clone()));
+        }
+        let n = config.executor_threads();
+        let executors = match executors {
+            Executors::Threads => ExecutorGroup::threads(clock.clone(), "cpu", n)
+                .map_err(|error| ServerError::Threads(error.to_string()))?,
+            Executors::Inline { cost } => ExecutorGroup::inline(clock.clone(), &spawner, n, cost),
+        };
+        let trouble = dht.as_ref().map(|_| "experts are not announced yet".to_owned());
+        let server = Self(Arc::new(Shared {
+            clock,
+            dht,
+            router,
+            seed,
+            config,
+            executors,
+            directory: Directory::default(),
+            calls: Arc::default(),
+            phase: watch::Sender::new(Phase::Building),
+            trouble: watch::Sender::new(trouble),
+        }));
+        if spawner.spawn(server.0.clone().live(experts)) { Ok(server) } else { Err(ServerError::RuntimeStopped) }
+    }
+
+    /// Completes once all experts are built, calls are served, and, given a DHT, the experts' records are stored.
+    /// On the deadline the error says what is missing; the server goes on trying.
+    pub async fn ready(&self, deadline: Deadline) -> Result<(), ServerError> {
+        let (mut phase, mut trouble) = (self.0.phase.subscribe(), self.0.trouble.subscribe());
+        let work = async {
+            let built = phase.wait_for(|phase| *phase != Phase::Building).await;
+            match built.expect("the server holds the sender").clone() {
+                Phase::Failed(error) => return Err(error),
+                Phase::Stopping | Phase::Stopped => return Err(ServerError::Stopping),
+                Phase::Building | Phase::Serving => {}
+            }
+            trouble.wait_for(Option::is_none).await.expect("the server holds the sender");
+            Ok(())
+        };
+        match before(&*self.0.clock, deadline, work).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(ServerError::NotReady(self.0.missing().unwrap_or_default())),
+        }
+    }
+
+    /// One hosted expert.
+    pub fn expert(&self, uid: &ExpertUid) -> Option<ExpertHandle> {
+        self.0.directory.get(uid.as_str())
+    }
+
+    /// All hosted experts that are built, in the order of their names.
+    pub fn experts(&self) -> Vec<ExpertHandle> {
+        self.0.directory.all()
+    }
+
+    /// A snapshot of the server and its experts.
+    pub fn status(&self) -> ServerStatus {
+        let missing = self.0.missing();
+        ServerStatus {
+            ready: missing.is_none(),
+            trouble: missing,
+            calls: self.0.calls.count(),
+            experts: self.0.directory.all().iter().map(ExpertHandle::status).collect(),
+        }
+    }
+
+    /// Withdraws the experts from the DHT, refuses new calls with [`ServeError::Stopping`](skep_rpc::ServeError),
+    /// finishes what was accepted until the deadline, answers the rest with an error and ends the executors. Every
+    /// accepted call is answered. A second call waits for nothing and fails with [`ServerError::Stopping`].
+    pub async fn stop(&self, deadline: Deadline) -> Result<(), ServerError> {
+        let begins = self.0.phase.send_if_modified(|phase| {
+            let begins = !matches!(phase, Phase::Stopping | Phase::Stopped);
+            if begins {
+                *phase = Phase::Stopping;
+            }
+            begins
+        });
+        if !begins {
+            return Err(ServerError::Stopping);
+        }
+        self.0.stop(deadline).await
+    }
+}
+
+impl Shared {
+    /// The server's task: builds, serves, announces until it stops.
+    async fn live(self: Arc<Self>, experts: Vec<HostedExpert>) {
+        let mut phase = self.phase.subscribe();
+        let work = async {
+            if let Err(error) = self.build(experts).await {
+                error!(%error, "server failed to start");
+                self.enter(Phase::Failed(error));
+                return;
+            }
+            let handler = RequestHandler {
+                directory: self.directory.clone(),
+                executors: self.executors.clone(),
+                legacy_deadline: self.config.legacy_deadline,
+                calls: self.calls.clone(),
+            };
+            self.router.route(&METHODS, Arc::new(handler));
+            self.enter(Phase::Serving);
+            if let Some(dht) = self.dht.clone() {
+                let announcing = Announcing {
+                    dht,
+                    directory: self.directory.clone(),
+                    clock: self.clock.clone(),
+                    period: self.config.update_period,
+                    life: self.config.announcement_life(),
+                    seed: self.seed,
+                    trouble: self.trouble.clone(),
+                };
+                announcing.run().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = phase.wait_for(|phase| matches!(phase, Phase::Stopping | Phase::Stopped)) => {}
+            () = work => {}
+        }
+    }
+
+    /// Builds all experts on the executors, as many at once as there are.
+    async fn build(&self, experts: Vec<HostedExpert>) -> Result<(), ServerError> {
+        let builds = experts.into_iter().map(|HostedExpert { uid, factory }| async move {
+            let signal = self.directory.change_signal();
+            match build(&self.executors, uid.clone(), factory, &self.config, signal).await {
+                Ok(expert) => Ok(expert),
+                Err(error) => Err(ServerError::Build { uid, error }),
+            }
+        });
+        let built = futures::future::try_join_all(builds).await?;
+        for expert in built {
+            info!(uid = %expert.uid(), class = expert.status().class, parameters = expert.status().parameters, "expert hosted");
+            ExpertActor::new(expert.clone(), expert_inbox(), Tombstone::unread()).start();
+            self.directory.insert(expert);
+        }
+        Ok(())
+    }
+
+    /// Moves on, unless the server is stopping.
+    fn enter(&self, next: Phase) {
+        self.phase.send_if_modified(|phase| {
+            let moves = !matches!(phase, Phase::Stopping | Phase::Stopped);
+            if moves {
+                *phase = next;
+            }
+            moves
+        });
+    }
+
+    /// What keeps the server from being ready.
+    fn missing(&self) -> Option<String> {
+        match &*self.phase.borrow() {
+            Phase::Building => Some("experts are being built".to_owned()),
+            Phase::Failed(error) => Some(error.to_string()),
+            Phase::Stopping | Phase::Stopped => Some("the server is stopping".to_owned()),
+            Phase::Serving => self.trouble.borrow().clone(),
+        }
+    }
+
+    async fn stop(&self, deadline: Deadline) -> Result<(), ServerError> {
+        self.directory.stop_accepting();
+        let experts = self.directory.all();
+        let finishing = async {
+            let stops = experts.iter().map(|expert| expert.stop(deadline));
+            let finished = futures::future::join_all(stops).await;
+            let late = experts.iter().zip(finished).filter(|(_, finished)| !finished);
+            late.map(|(expert, _)| expert.expert().in_flight.count().max(1)).sum::<usize>()
+        };
+        let (unfinished, ()) = futures::future::join(finishing, self.withdraw(deadline)).await;
+        let closed = deadline.moment().max(self.clock.now()) + CLOSING;
+        let calls_done = before(&*self.clock, Deadline::at(closed), self.calls.idle()).await;
+        if calls_done.is_err() {
+            warn!(calls = self.calls.count(), "calls are still open");
+        }
+        let ended = self.executors.stop(Deadline::at(closed)).await;
+        self.router.withdraw(&METHODS);
+        self.phase.send_replace(Phase::Stopped);
+        if unfinished > 0 || ended.is_err() {
+            return Err(ServerError::Unfinished { unfinished: unfinished.max(1) });
+        }
+        Ok(())
+    }
+
+    async fn withdraw(&self, deadline: Deadline) {
+        let (Some(dht), experts) = (&self.dht, self.directory.all()) else { return };
+        let uids: Vec<ExpertUid> = experts.iter().map(|expert| expert.uid().clone()).collect();
+        if uids.is_empty() {
+            return;
+        }
+        if let Err(error) = dht.withdraw_experts(uids, deadline).await {
+            warn!(%error, "experts are not withdrawn; their records expire");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! One request on its way through an expert.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use skep_kernel::{Deadline, Moment, Reply, Rows};
+use skep_rpc::ServeError;
+use skep_wire::HostTensor;
+use tokio::sync::Notify;
+
+/// What an expert is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// Compute outputs.
+    Forward,
+    /// Train on output gradients and return input gradients.
+    Backward,
+}
+
+/// Outputs or input gradients in schema order, or why there are none.
+pub type TaskResult = Result<Vec<HostTensor>, ServeError>;
+
+/// A request whose tensors fit the expert's schema, waiting for or in a batch.
+pub(crate) struct Task {
+    pub inputs: Vec<HostTensor>,
+    /// Empty for forward.
+    pub grad_outputs: Vec<HostTensor>,
+    pub rows: Rows,
+    pub deadline: Deadline,
+    pub reply: Reply<TaskResult>,
+    /// Counts the task as unanswered while it exists.
+    pub ticket: Ticket,
+}
+
+impl Task {
+    /// Whether somebody still waits for the answer.
+    pub fn is_wanted(&self, now: Moment) -> bool {
+        !self.reply.is_abandoned() && !self.deadline.has_passed(now)
+    }
+
+    /// Answers; a caller who has left is no error.
+    pub fn answer(self, result: TaskResult) {
+        self.reply.send(result);
+        drop(self.ticket);
+    }
+}
+
+/// Counts what is under way and tells when nothing is.
+#[derive(Debug, Default)]
+pub(crate) struct InFlight {
+    count: AtomicUsize,
+    idle: Notify,
+}
+
+impl InFlight {
+    /// Counts one more until the ticket is dropped.
+    pub fn enter(self: &Arc<Self>) -> Ticket {
+        self.count.fetch_add(1, Ordering::AcqRel);
+        Ticket(self.clone())
+    }
+
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Completes when nothing is under way.
+    pub async fn idle(&self) {
+        loop {
+            let mut changed = std::pin::pin!(self.idle.notified());
+            // Registered before the count is read: a ticket that goes in between is not missed.
+            changed.as_mut().enable();
+            if self.count() == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// One thing under way.
+#[derive(Debug)]
+pub(crate) struct Ticket(Arc<InFlight>);
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.idle.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn idle_comes_with_the_last_ticket() {
+        let in_flight = Arc::new(InFlight::default());
+        in_flight.idle().await;
+        let tickets = [in_flight.enter(), in_flight.enter()];
+        let waiter = tokio::spawn({
+            let in_flight = in_flight.clone();
+            async move { in_flight.idle().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiter.is_finished());
+        drop(tickets);
+        waiter.await.unwrap();
+    }
+}

@@ -1,0 +1,68 @@
+//! Executors on real threads, under real time.
+
+mod common;
+
+use std::time::Duration;
+
+use common::*;
+use skep_expert::{Kind, Server, ServerConfig, ServerParts};
+use skep_kernel::{Deadline, SharedClock, Spawner, TokioClock};
+use skep_rpc::{Router, ServeError};
+
+fn run<R, F: Future<Output = R>>(test: impl FnOnce(ServerParts, SharedClock) -> F) -> R {
+    actix_rt::System::new().block_on(async {
+        let clock: SharedClock = std::sync::Arc::new(TokioClock::system());
+        let parts = ServerParts {
+            clock: clock.clone(),
+            spawner: Spawner::arbiter(actix_rt::Arbiter::current()),
+            dht: None,
+            router: Router::new(),
+            seed: 1,
+            config: ServerConfig { executors: 3, max_batch_size: 16, ..Default::default() },
+        };
+        test(parts, clock).await
+    })
+}
+
+#[test]
+fn threads_answer_everybody_and_end() {
+    run(|parts, clock| async move {
+        let soon = |n| Deadline::after(clock.now(), Duration::from_secs(n));
+        let hosted = (0..4).map(|i| Closures::echo().hosted(&format!("e.{i}"))).collect();
+        let server = Server::new(parts, hosted).unwrap();
+        server.ready(soon(60)).await.unwrap();
+        let mut calls = Vec::new();
+        for i in 0..400u32 {
+            let e = expert(&server, &format!("e.{}", i % 4));
+            let width = 1 + i as usize % 3;
+            let tensor = rows(1 + i as usize % 5, width, i as f32);
+            let (kind, tensors) = match i % 2 {
+                0 => (Kind::Forward, vec![tensor.clone()]),
+                _ => (Kind::Backward, vec![rows(tensor.rows(), width, 0.0), tensor.clone()]),
+            };
+            let accepted = e.submit_when_room(kind, tensors, soon(60)).await.unwrap();
+            calls.push(async move { assert_eq!(accepted.answer().await.unwrap(), [tensor]) });
+        }
+        futures::future::join_all(calls).await;
+        let served: u64 = server.status().experts.iter().map(|e| e.forward_tasks + e.backward_tasks).sum();
+        assert_eq!(served, 400);
+        server.stop(soon(60)).await.unwrap();
+    });
+}
+
+#[test]
+fn a_panicking_expert_does_not_take_its_thread_along() {
+    run(|parts, clock| async move {
+        let soon = |n| Deadline::after(clock.now(), Duration::from_secs(n));
+        let bad = Closures::echo().on_forward(|_| panic!("boom"));
+        let server = Server::new(parts, vec![bad.hosted("e.0"), Closures::echo().hosted("e.1")]).unwrap();
+        server.ready(soon(60)).await.unwrap();
+        for _ in 0..10 {
+            let bad = expert(&server, "e.0").submit(Kind::Forward, vec![rows(1, 2, 0.0)], soon(60)).unwrap();
+            assert_eq!(bad.answer().await, Err(ServeError::Internal("forward panicked: boom".to_owned())));
+            let good = expert(&server, "e.1").submit(Kind::Forward, vec![rows(1, 2, 0.0)], soon(60)).unwrap();
+            good.answer().await.unwrap();
+        }
+        server.stop(soon(60)).await.unwrap();
+    });
+}
