@@ -1,108 +1,13 @@
 //! [`Mixture`]: a batch fanned out to the k best experts per row and joined again, over host tensors.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use libp2p_identity::PeerId;
-use serde::{Deserialize, Serialize};
 use skep_rpc::RpcError;
 use skep_wire::{ExpertPrefix, ExpertUid, HostTensor, UidError};
+use tokio::sync::oneshot;
 
-use crate::Client;
-
-/// How a mixture searches, waits and fails. Names are hivemind's.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MoeConfig {
-    /// Beginning of the experts' uids, as in `expert.`.
-    pub uid_prefix: String,
-    /// Sizes of the grid's dimensions.
-    pub grid_size: Vec<usize>,
-    /// Experts asked per row.
-    pub k_best: usize,
-    /// Answers that each row needs in forward.
-    pub k_min: usize,
-    /// Answers that the batch needs in backward, per row that had any.
-    pub backward_k_min: usize,
-    /// Longest wait for forward, search included.
-    pub forward_timeout: Duration,
-    /// Longest wait for backward.
-    pub backward_timeout: Duration,
-    /// Longest wait once every row has `k_min` answers; `None` waits for the timeout.
-    pub timeout_after_k_min: Option<Duration>,
-    /// Rows short of `k_min` become zero rows instead of an error.
-    pub allow_zero_outputs: bool,
-    /// Refuse inputs and gradients that are not finite, and count answers that are not as failures.
-    pub detect_anomalies: bool,
-}
-
-impl MoeConfig {
-    /// The grid `prefix` × `grid_size` with the defaults: k_best 4, k_min 1, 30 s.
-    pub fn grid(prefix: &str, grid_size: impl Into<Vec<usize>>) -> Self {
-        Self {
-            uid_prefix: prefix.to_owned(),
-            grid_size: grid_size.into(),
-            k_best: 4,
-            k_min: 1,
-            backward_k_min: 1,
-            forward_timeout: Duration::from_secs(30),
-            backward_timeout: Duration::from_secs(30),
-            timeout_after_k_min: None,
-            allow_zero_outputs: false,
-            detect_anomalies: false,
-        }
-    }
-
-    /// Sets [`k_best`](Self::k_best).
-    pub fn k_best(mut self, k: usize) -> Self {
-        self.k_best = k;
-        self
-    }
-
-    /// Sets [`k_min`](Self::k_min).
-    pub fn k_min(mut self, k: usize) -> Self {
-        self.k_min = k;
-        self
-    }
-
-    /// Sets [`backward_k_min`](Self::backward_k_min).
-    pub fn backward_k_min(mut self, k: usize) -> Self {
-        self.backward_k_min = k;
-        self
-    }
-
-    /// Sets [`forward_timeout`](Self::forward_timeout).
-    pub fn forward_timeout(mut self, wait: Duration) -> Self {
-        self.forward_timeout = wait;
-        self
-    }
-
-    /// Sets [`backward_timeout`](Self::backward_timeout).
-    pub fn backward_timeout(mut self, wait: Duration) -> Self {
-        self.backward_timeout = wait;
-        self
-    }
-
-    /// Sets [`timeout_after_k_min`](Self::timeout_after_k_min).
-    pub fn timeout_after_k_min(mut self, wait: Duration) -> Self {
-        self.timeout_after_k_min = Some(wait);
-        self
-    }
-
-    /// Sets [`allow_zero_outputs`](Self::allow_zero_outputs).
-    pub fn allow_zero_outputs(mut self, allow: bool) -> Self {
-        self.allow_zero_outputs = allow;
-        self
-    }
-}
-
-/// Scores of a gate: one matrix `[rows, size]` per grid dimension, C order.
-#[derive(Clone, Debug, PartialEq)]
-pub struct GridScores {
-    /// Rows of the batch.
-    pub rows: usize,
-    /// Per dimension its size and `rows × size` scores.
-    pub dimensions: Vec<(usize, Vec<f32>)>,
-}
+use crate::{Client, GridScores, MoeConfig, fan_out, hive::Hive};
 
 /// An expert chosen for a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,7 +23,8 @@ pub struct Chosen {
 /// A joined forward pass. `k` is `k_best`; slots without an answer are zero and masked out.
 #[derive(Clone, Debug)]
 pub struct Gather {
-    /// Per row up to k chosen experts, best first: their number may be smaller than k.
+    /// Per row up to k chosen experts, best first: their number may be smaller than k. An expert that took the place of
+    /// one that failed stands where that one stood.
     pub chosen: Vec<Vec<Chosen>>,
     /// `rows × k`, C order: whether the slot's expert answered.
     pub mask: Vec<bool>,
@@ -172,58 +78,87 @@ pub enum MoeError {
 
 /// A mixture of experts over a grid: searches the k best experts of every row, calls each chosen expert once with all its
 /// rows, joins the answers. Cheap to clone; calls from several threads at once are served concurrently.
+///
+/// The work runs on the client's system. Dropping the future of a call ends it there, with all that it had under way;
+/// a training step that a server has begun is not undone.
 #[derive(Clone)]
-pub struct Mixture {}
+pub struct Mixture {
+    hive: Arc<Hive>,
+}
 
 impl Mixture {
-    /// Checks the configuration and starts the mixture's actor on the client's system.
-    pub fn new(_client: &Client, _config: MoeConfig) -> Result<Self, MoeError> {
-        unimplemented!()
+    /// Checks the configuration. Experts are looked for with each call.
+    pub fn new(client: &Client, config: MoeConfig) -> Result<Self, MoeError> {
+        Ok(Self { hive: Arc::new(Hive::new(client.clone(), config)?) })
     }
 
     /// Its configuration.
     pub fn config(&self) -> &MoeConfig {
-        unimplemented!()
+        &self.hive.config
     }
 
     /// The prefix of its experts.
     pub fn prefix(&self) -> &ExpertPrefix {
-        unimplemented!()
+        &self.hive.grid.prefix
     }
 
     /// The client it was made with.
     pub fn client(&self) -> &Client {
-        unimplemented!()
+        &self.hive.client
     }
 
     /// Fans the rows of `inputs` out by `scores` and joins the outputs. Ends by `forward_timeout`.
-    pub async fn forward(&self, _inputs: Vec<HostTensor>, _scores: GridScores) -> Result<Gather, MoeError> {
-        unimplemented!()
+    ///
+    /// Inputs are flat, in the experts' schema order; every first dimension is `scores.rows`.
+    pub async fn forward(&self, inputs: Vec<HostTensor>, scores: GridScores) -> Result<Gather, MoeError> {
+        self.on_system(fan_out::forward(self.hive.clone(), inputs, scores)).await
     }
 
     /// Sends `grad_outputs` (`[rows, k, …]` per output) to the experts that answered in `gather`, which train, and joins
     /// their input gradients. Ends by `backward_timeout`.
     pub async fn backward(
         &self,
-        _gather: &Gather,
-        _inputs: Vec<HostTensor>,
-        _grad_outputs: Vec<HostTensor>,
+        gather: &Gather,
+        inputs: Vec<HostTensor>,
+        grad_outputs: Vec<HostTensor>,
     ) -> Result<BackwardGather, MoeError> {
-        unimplemented!()
+        self.on_system(fan_out::backward(self.hive.clone(), gather, inputs, grad_outputs)?).await
     }
 
     /// Blocks for [`forward`](Self::forward); not from skep's own threads.
-    pub fn forward_wait(&self, _inputs: Vec<HostTensor>, _scores: GridScores) -> Result<Gather, MoeError> {
-        unimplemented!()
+    pub fn forward_wait(&self, inputs: Vec<HostTensor>, scores: GridScores) -> Result<Gather, MoeError> {
+        let deadline = self.client().deadline(self.config().forward_timeout);
+        self.client().wait(deadline, fan_out::forward(self.hive.clone(), inputs, scores))
     }
 
     /// Blocks for [`backward`](Self::backward); not from skep's own threads.
     pub fn backward_wait(
         &self,
-        _gather: &Gather,
-        _inputs: Vec<HostTensor>,
-        _grad_outputs: Vec<HostTensor>,
+        gather: &Gather,
+        inputs: Vec<HostTensor>,
+        grad_outputs: Vec<HostTensor>,
     ) -> Result<BackwardGather, MoeError> {
-        unimplemented!()
+        let deadline = self.client().deadline(self.config().backward_timeout);
+        self.client().wait(deadline, fan_out::backward(self.hive.clone(), gather, inputs, grad_outputs)?)
+    }
+
+    /// Runs `work` on the system thread; the end of the returned future is the end of the work.
+    async fn on_system<R: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<R, MoeError>> + Send + 'static,
+    ) -> Result<R, MoeError> {
+        let (mut done, result) = oneshot::channel();
+        let started = self.client().spawner.spawn(async move {
+            let outcome = tokio::select! {
+                biased;
+                () = done.closed() => return,
+                outcome = work => outcome,
+            };
+            let _caller_left = done.send(outcome);
+        });
+        match result.await {
+            Ok(outcome) if started => outcome,
+            _ => Err(RpcError::Cancelled.into()),
+        }
     }
 }

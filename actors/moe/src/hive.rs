@@ -1,0 +1,197 @@
+//! [`Hive`]: what a mixture remembers between calls, and its way to search and to call.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use libp2p_identity::PeerId;
+use skep_kernel::{Deadline, Moment, time::before};
+use skep_rpc::RpcError;
+use skep_wire::{ExpertInfo, ExpertUid, HostTensor};
+use tokio::sync::Semaphore;
+
+use crate::{
+    Client, GridScores, MoeConfig, MoeError,
+    bans::Bans,
+    beam::{BeamSearch, Candidate, Grid},
+    cache::PrefixCache,
+    expert_call::{ExpertCall, fetch_info},
+    gather::Layout,
+};
+
+/// Calls of one mixture under way at once; as many substreams as one connection carries.
+const MAX_CALLS_IN_FLIGHT: usize = 256;
+/// Prefixes, schemas and banned peers that a mixture remembers, each.
+const MAX_REMEMBERED: usize = 16_384;
+
+/// What the calls of one mixture share.
+pub(crate) struct Hive {
+    pub client: Client,
+    pub config: MoeConfig,
+    pub grid: Grid,
+    permits: Semaphore,
+    memory: Mutex<Memory>,
+}
+
+struct Memory {
+    prefixes: PrefixCache,
+    bans: Bans,
+    schemas: BTreeMap<(ExpertUid, PeerId), Arc<ExpertInfo>>,
+    /// What experts of this mixture answer; known once one has.
+    layout: Option<Layout>,
+}
+
+/// Tensors for one expert.
+pub(crate) struct Errand {
+    pub uid: ExpertUid,
+    pub peer: PeerId,
+    pub inputs: Vec<HostTensor>,
+    pub grad_outputs: Option<Vec<HostTensor>>,
+}
+
+impl Hive {
+    /// Checks the configuration.
+    pub fn new(client: Client, config: MoeConfig) -> Result<Self, MoeError> {
+        let prefix = config.check()?;
+        let grid = Grid { prefix, sizes: config.grid_size.clone(), k_best: config.k_best };
+        let memory = Memory {
+            prefixes: PrefixCache::new(MAX_REMEMBERED),
+            bans: Bans::new(MAX_REMEMBERED),
+            schemas: BTreeMap::new(),
+            layout: None,
+        };
+        Ok(Self { client, config, grid, permits: Semaphore::new(MAX_CALLS_IN_FLIGHT), memory: Mutex::new(memory) })
+    }
+
+    /// Monotonic now.
+    pub fn now(&self) -> Moment {
+        self.client.clock.now()
+    }
+
+    /// Candidates for `rows`, at most `k` each, best first. Banned peers are passed over as long as that leaves every row
+    /// `k_min` experts; `avoid` is never chosen.
+    pub async fn search(
+        &self,
+        scores: &Arc<GridScores>,
+        rows: &[usize],
+        k: usize,
+        avoid: &BTreeSet<PeerId>,
+        deadline: Deadline,
+    ) -> Result<Vec<Vec<Candidate>>, MoeError> {
+        let banned = self.memory().bans.active(self.now());
+        let excluded = banned.union(avoid).copied().collect();
+        let mut found = self.search_without(scores, rows, k, excluded, deadline).await?;
+        let needed = self.config.k_min.max(1);
+        let poor: Vec<usize> = (0..rows.len()).filter(|&i| found[i].len() < needed).collect();
+        if banned.is_empty() || poor.is_empty() {
+            return Ok(found);
+        }
+        let poor_rows: Vec<usize> = poor.iter().map(|&i| rows[i]).collect();
+        let again = self.search_without(scores, &poor_rows, k, avoid.clone(), deadline).await?;
+        for (i, candidates) in poor.into_iter().zip(again) {
+            found[i] = candidates;
+        }
+        Ok(found)
+    }
+
+    async fn search_without(
+        &self,
+        scores: &Arc<GridScores>,
+        rows: &[usize],
+        k: usize,
+        excluded: BTreeSet<PeerId>,
+        deadline: Deadline,
+    ) -> Result<Vec<Vec<Candidate>>, MoeError> {
+        let grid = Grid { k_best: k, ..self.grid.clone() };
+        let mut search = BeamSearch::new(grid, scores.clone(), rows, excluded);
+        loop {
+            let wanted = search.wanted();
+            if wanted.is_empty() {
+                return Ok(search.finish());
+            }
+            let mut unknown = Vec::new();
+            {
+                let (now, memory) = (self.now(), self.memory());
+                for prefix in wanted {
+                    match memory.prefixes.get(now, &prefix) {
+                        Some(successors) => search.learn(&prefix, &successors),
+                        None => unknown.push(prefix),
+                    }
+                }
+            }
+            if unknown.is_empty() {
+                continue;
+            }
+            let lookup = self.client.dht.successors(unknown.clone(), deadline);
+            let table = before(&*self.client.clock, deadline, lookup).await;
+            let mut table = table.map_err(|_elapsed| skep_dht::DhtError::Deadline)??;
+            let now = self.now();
+            let mut memory = self.memory();
+            for prefix in unknown {
+                let successors = Arc::new(table.remove(&prefix).unwrap_or_default());
+                search.learn(&prefix, &successors);
+                memory.prefixes.insert(now, prefix, successors);
+            }
+        }
+    }
+
+    /// Calls an expert and remembers how that went.
+    pub async fn ask(&self, errand: Errand, deadline: Deadline) -> Result<Vec<HostTensor>, RpcError> {
+        let (uid, peer) = (errand.uid.clone(), errand.peer);
+        let outcome = self.ask_unremembered(errand, deadline).await;
+        let mut memory = self.memory();
+        match &outcome {
+            Ok(_) => memory.bans.clear(&peer),
+            Err(RpcError::Unreachable { .. } | RpcError::Deadline { .. }) => memory.bans.strike(self.now(), peer),
+            // The expert may have come back as another one.
+            Err(RpcError::Malformed { .. } | RpcError::Remote { .. } | RpcError::Invalid { .. }) => {
+                memory.schemas.remove(&(uid, peer));
+            }
+            Err(_) => {}
+        }
+        outcome
+    }
+
+    async fn ask_unremembered(&self, errand: Errand, deadline: Deadline) -> Result<Vec<HostTensor>, RpcError> {
+        let _permit = self.permits.acquire().await.map_err(|_closed| RpcError::Cancelled)?;
+        let Errand { uid, peer, inputs, grad_outputs } = errand;
+        let info = self.schema(&uid, peer, deadline).await?;
+        let must_be_finite = self.config.detect_anomalies;
+        let call = ExpertCall { uid, peer, info, inputs, grad_outputs, must_be_finite };
+        call.send(&self.client, deadline).await
+    }
+
+    async fn schema(&self, uid: &ExpertUid, peer: PeerId, deadline: Deadline) -> Result<Arc<ExpertInfo>, RpcError> {
+        let key = (uid.clone(), peer);
+        if let Some(info) = self.memory().schemas.get(&key) {
+            return Ok(info.clone());
+        }
+        let info = Arc::new(fetch_info(&self.client, uid, peer, deadline).await?);
+        let mut memory = self.memory();
+        if memory.schemas.len() >= MAX_REMEMBERED {
+            memory.schemas.pop_first();
+        }
+        memory.schemas.insert(key, info.clone());
+        Ok(info)
+    }
+
+    /// A call to this peer outlived its deadline.
+    pub fn was_late(&self, peer: PeerId) {
+        self.memory().bans.strike(self.now(), peer);
+    }
+
+    /// What experts answered last, if one ever did.
+    pub fn last_layout(&self) -> Option<Layout> {
+        self.memory().layout.clone()
+    }
+
+    /// Remembers what experts answer.
+    pub fn remember_layout(&self, layout: &Layout) {
+        self.memory().layout = Some(layout.clone());
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().expect("nothing panics while it holds the memory")
+    }
+}
