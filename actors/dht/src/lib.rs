@@ -3,10 +3,23 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod actor;
+mod announcer;
+mod bans;
+mod config;
+mod core;
+mod experts;
 mod handle;
 mod key;
+mod lookup;
 mod messages;
+mod serve;
 
-pub use handle::Dht;
+pub use actor::DhtActor;
+pub use announcer::{Announced, Announcer, AnnouncerActor};
+pub use bans::Bans;
+pub use config::{BadDhtConfig, DhtConfig};
+pub use handle::{Dht, DhtParts};
 pub use key::{DhtId, DhtKey};
-pub use messages::{DhtError, Freshness, Hosted, StoreItem, Stored, SuccessorTable, Successors, Timed};
+pub use lookup::{ListLimits, Listed};
+pub use messages::{DhtError, DhtStatus, Freshness, Hosted, StoreItem, Stored, SuccessorTable, Successors, Timed};

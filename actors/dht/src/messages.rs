@@ -4,10 +4,18 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use libp2p_identity::PeerId;
-use skep_kernel::{AskError, WallTime};
+use serde::Serialize;
+use skep_kernel::{AskError, Deadline, Reply, WallTime};
+use skep_rpc::ServeError;
 use skep_wire::{ExpertPrefix, ExpertUid};
 
-use crate::DhtKey;
+use crate::{
+    DhtKey,
+    core::{
+        message::{Request, Response},
+        node::Outcome,
+    },
+};
 
 /// A value as it is stored: serialized, with the wall time at which it expires.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,6 +68,50 @@ pub type Hosted = Timed<PeerId>;
 /// Successors of several prefixes; a prefix without any maps to an empty table.
 pub type SuccessorTable = BTreeMap<ExpertPrefix, Successors>;
 
+/// What a DHT node says of itself: for status pages, tests and exporters.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct DhtStatus {
+    /// Id of the node in the 160-bit space, hexadecimal.
+    pub node_id: String,
+    /// Whether there was nobody to join, or somebody answered.
+    pub joined: bool,
+    /// What went wrong last while joining.
+    pub problem: Option<String>,
+    /// Rounds in which every initial peer was asked in vain since the last success.
+    pub failed_rounds: u32,
+    /// Nodes in the routing table.
+    pub nodes: usize,
+    /// Peers banned now.
+    pub banned: usize,
+    /// Records held for the network.
+    pub records: usize,
+    /// Their bytes.
+    pub record_bytes: usize,
+    /// Records in the cache.
+    pub cached: usize,
+    /// Their bytes.
+    pub cached_bytes: usize,
+    /// Calls to other nodes under way.
+    pub calls: usize,
+    /// Commands of this process under way.
+    pub commands: usize,
+    /// Times the actor was started.
+    pub starts: u32,
+}
+
+/// What the handle asks of the actor.
+pub(crate) enum Command {
+    Get { keys: Vec<DhtKey>, freshness: Freshness, deadline: Deadline, reply: Reply<Vec<Option<Timed<Stored>>>> },
+    Store { items: Vec<StoreItem>, deadline: Deadline, reply: Reply<Vec<Outcome>> },
+}
+
+/// What another node asks of the actor.
+pub(crate) struct InboundCall {
+    pub peer: PeerId,
+    pub request: Request,
+    pub reply: Reply<Result<Response, ServeError>>,
+}
+
 /// Why a DHT operation failed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -82,6 +134,16 @@ pub enum DhtError {
     /// No bootstrap peer could be joined.
     #[error("cannot join the DHT: {0}")]
     Bootstrap(String),
+    /// Experts are not announced where others find them.
+    #[error("of {wanted} experts {stored} are stored, {elsewhere} of them with other nodes")]
+    NotAnnounced {
+        /// Experts to announce.
+        wanted: usize,
+        /// Those stored anywhere.
+        stored: usize,
+        /// Those stored with other nodes.
+        elsewhere: usize,
+    },
     /// Our clock and the network's differ too much.
     #[error(
         "this machine's clock is {skew:.1} s off against {peer}; hivemind's DHT tolerates 3 s: synchronize the clock"

@@ -1,0 +1,13 @@
+//! The protocol without I/O: what comes in, what goes out, and when to look again. Seeded, ordered, no clock of its own.
+
+pub(crate) mod blacklist;
+pub(crate) mod bucket;
+pub(crate) mod cache;
+pub(crate) mod id;
+pub(crate) mod message;
+pub(crate) mod node;
+pub(crate) mod record;
+pub(crate) mod routing;
+pub(crate) mod search;
+pub(crate) mod storage;
+pub(crate) mod timed;

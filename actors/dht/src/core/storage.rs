@@ -1,0 +1,358 @@
+//! Records held by this node, for the network or as a cache (§6.7), bounded in number and bytes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
+
+use bytes::Bytes;
+use libp2p_identity::PeerId;
+use skep_kernel::WallTime;
+
+use super::timed::{Expiry, is_valid};
+use crate::{DhtId, Stored, Timed};
+
+/// What a storage does when it is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WhenFull {
+    /// Refuse newcomers: records that the network entrusted to us stay.
+    Refuse,
+    /// Make room by dropping what expires first.
+    EvictEarliest,
+}
+
+/// What a storage may hold. One peer may fill at most a quarter.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Regular values and dictionary items.
+    pub records: usize,
+    /// Keys, subkeys and values, with an allowance for bookkeeping.
+    pub bytes: usize,
+    /// Bytes under one key: a dictionary must fit an answer.
+    pub bytes_per_key: usize,
+}
+
+/// Allowance for bookkeeping in the bytes of one record.
+const OVERHEAD: usize = 64;
+
+#[derive(Clone, Debug)]
+struct Held {
+    value: Bytes,
+    expiration: WallTime,
+    /// Who brought it; `None` is this node itself.
+    owner: Option<PeerId>,
+}
+
+#[derive(Clone, Debug)]
+enum Entry {
+    Regular(Held),
+    /// Items by subkey, never empty, and what they cost together.
+    Dictionary {
+        items: BTreeMap<Bytes, Held>,
+        bytes: usize,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Usage {
+    records: usize,
+    bytes: usize,
+}
+
+/// A place in a storage: a key, and a subkey for an item of a dictionary.
+type Place = (DhtId, Option<Bytes>);
+
+/// Records by key; what has expired is dropped at the next touch.
+#[derive(Debug)]
+pub(crate) struct Storage {
+    when_full: WhenFull,
+    limits: Limits,
+    entries: BTreeMap<DhtId, Entry>,
+    by_expiry: BTreeSet<(Expiry, Place)>,
+    total: Usage,
+    per_peer: BTreeMap<PeerId, Usage>,
+}
+
+impl Storage {
+    pub fn new(when_full: WhenFull, limits: Limits) -> Self {
+        Self {
+            when_full,
+            limits,
+            entries: BTreeMap::new(),
+            by_expiry: BTreeSet::new(),
+            total: Usage::default(),
+            per_peer: BTreeMap::new(),
+        }
+    }
+
+    /// Stores a regular value. Only a strictly later expiration replaces what is there; a rejected store changes
+    /// nothing (hivemind's shortens the life of the newer value).
+    pub fn store(
+        &mut self,
+        now: WallTime,
+        key: DhtId,
+        value: Bytes,
+        expiration: WallTime,
+        owner: Option<PeerId>,
+    ) -> bool {
+        self.expire(now);
+        let latest = self.expiration(&key);
+        if !is_acceptable(expiration, now) || latest.is_some_and(|latest| expiration.0 <= latest.0) {
+            return false;
+        }
+        let held = Held { value, expiration, owner };
+        let replaced: Vec<Place> = self.places(&key);
+        self.insert((key, None), held, &replaced)
+    }
+
+    /// Stores one item of a dictionary. A regular value gives way only to an item that expires later.
+    pub fn store_item(
+        &mut self,
+        now: WallTime,
+        key: DhtId,
+        subkey: Bytes,
+        value: Bytes,
+        expiration: WallTime,
+        owner: Option<PeerId>,
+    ) -> bool {
+        self.expire(now);
+        let place = (key, Some(subkey));
+        let rival = match self.entries.get(&key) {
+            Some(Entry::Regular(held)) => Some(((key, None), held.expiration)),
+            Some(Entry::Dictionary { items, .. }) => {
+                place.1.as_ref().and_then(|subkey| items.get(subkey)).map(|held| (place.clone(), held.expiration))
+            }
+            None => None,
+        };
+        let is_newer = rival.as_ref().is_none_or(|(_, latest)| expiration.0 > latest.0);
+        if !is_acceptable(expiration, now) || !is_newer {
+            return false;
+        }
+        let replaced: Vec<Place> = rival.into_iter().map(|(place, _)| place).collect();
+        self.insert(place, Held { value, expiration, owner }, &replaced)
+    }
+
+    /// Stores every item of a dictionary that is newer than ours; tells whether all of them were. hivemind stops at the
+    /// first that is not.
+    pub fn store_dictionary(
+        &mut self,
+        now: WallTime,
+        key: DhtId,
+        items: &BTreeMap<Bytes, Timed<Bytes>>,
+        owner: Option<PeerId>,
+    ) -> bool {
+        let outcomes: Vec<bool> = items
+            .iter()
+            .map(|(subkey, item)| self.store_item(now, key, subkey.clone(), item.value.clone(), item.expiration, owner))
+            .collect();
+        outcomes.iter().all(|stored| *stored)
+    }
+
+    /// Stores a value of either kind.
+    pub fn store_any(&mut self, now: WallTime, key: DhtId, value: &Timed<Stored>, owner: Option<PeerId>) -> bool {
+        match &value.value {
+            Stored::Regular(bytes) => self.store(now, key, bytes.clone(), value.expiration, owner),
+            Stored::Dictionary(items) => self.store_dictionary(now, key, items, owner),
+        }
+    }
+
+    pub fn get(&mut self, now: WallTime, key: &DhtId) -> Option<Timed<Stored>> {
+        self.expire(now);
+        let entry = self.entries.get(key)?;
+        let expiration = entry.expiration();
+        let value = match entry {
+            Entry::Regular(held) => Stored::Regular(held.value.clone()),
+            Entry::Dictionary { items, .. } => {
+                Stored::Dictionary(items.iter().map(|(subkey, held)| (subkey.clone(), held.timed())).collect())
+            }
+        };
+        Some(Timed { value, expiration })
+    }
+
+    /// Keys after `cursor`, in order.
+    pub fn keys_after(&self, cursor: Option<DhtId>) -> impl Iterator<Item = DhtId> {
+        let start = cursor.map_or(Bound::Unbounded, Bound::Excluded);
+        self.entries.range((start, Bound::Unbounded)).map(|(key, _)| *key)
+    }
+
+    pub fn contains(&self, key: &DhtId) -> bool {
+        self.entries.contains_key(key)
+    }
+
+    /// When what is stored under a key expires, a dictionary with its last item.
+    pub fn expiration(&self, key: &DhtId) -> Option<WallTime> {
+        self.entries.get(key).map(Entry::expiration)
+    }
+
+    /// Records held.
+    pub fn records(&self) -> usize {
+        self.total.records
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.total.bytes
+    }
+
+    /// Drops what has expired.
+    pub fn expire(&mut self, now: WallTime) {
+        while let Some((expiry, place)) = self.by_expiry.first() {
+            if is_valid(WallTime(expiry.0), now) {
+                break;
+            }
+            let place = place.clone();
+            self.remove(&place);
+        }
+    }
+
+    /// Puts a record at its place if there is room without `replaced`, which then goes.
+    fn insert(&mut self, place: Place, held: Held, replaced: &[Place]) -> bool {
+        let cost = cost(&place, &held.value);
+        let freed: usize = replaced.iter().map(|old| self.cost_at(old)).sum();
+        let under_key = match self.entries.get(&place.0) {
+            Some(Entry::Dictionary { bytes, .. }) => *bytes,
+            _ => freed,
+        };
+        if under_key - freed + cost > self.limits.bytes_per_key || !self.peer_has_room(&held, cost, replaced) {
+            return false;
+        }
+        if !self.make_room(cost, freed, replaced, &held) {
+            return false;
+        }
+        replaced.iter().for_each(|old| self.remove(old));
+        self.add(place, held, cost);
+        true
+    }
+
+    fn peer_has_room(&self, held: &Held, cost: usize, replaced: &[Place]) -> bool {
+        let Some(peer) = held.owner else { return true };
+        let used = self.per_peer.get(&peer).copied().unwrap_or_default();
+        let own: Vec<usize> = replaced
+            .iter()
+            .filter(|old| self.held(old).is_some_and(|held| held.owner == Some(peer)))
+            .map(|old| self.cost_at(old))
+            .collect();
+        used.records - own.len() < (self.limits.records / 4).max(1)
+            && used.bytes - own.iter().sum::<usize>() + cost <= self.limits.bytes / 4
+    }
+
+    fn make_room(&mut self, cost: usize, freed: usize, replaced: &[Place], held: &Held) -> bool {
+        let (limits, replaces) = (self.limits, replaced.len());
+        let fits =
+            |total: Usage| total.records - replaces < limits.records && total.bytes - freed + cost <= limits.bytes;
+        while !fits(self.total) {
+            let victim = self.by_expiry.iter().find(|(_, place)| !replaced.contains(place));
+            match (self.when_full, victim) {
+                (WhenFull::EvictEarliest, Some((expiry, place))) if expiry.0 < held.expiration.0 => {
+                    let place = place.clone();
+                    self.remove(&place);
+                }
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    fn add(&mut self, place: Place, held: Held, cost: usize) {
+        self.total.records += 1;
+        self.total.bytes += cost;
+        if let Some(peer) = held.owner {
+            let used = self.per_peer.entry(peer).or_default();
+            used.records += 1;
+            used.bytes += cost;
+        }
+        self.by_expiry.insert((Expiry(held.expiration.0), place.clone()));
+        match place {
+            (key, None) => drop(self.entries.insert(key, Entry::Regular(held))),
+            (key, Some(subkey)) => {
+                let empty = || Entry::Dictionary { items: BTreeMap::new(), bytes: 0 };
+                match self.entries.entry(key).or_insert_with(empty) {
+                    Entry::Dictionary { items, bytes } => {
+                        *bytes += cost;
+                        items.insert(subkey, held);
+                    }
+                    Entry::Regular(_) => unreachable!("a regular value was removed before an item takes its place"),
+                }
+            }
+        }
+    }
+
+    fn remove(&mut self, place: &Place) {
+        let held = match (self.entries.get_mut(&place.0), &place.1) {
+            (Some(Entry::Dictionary { items, bytes }), Some(subkey)) => {
+                let held = items.remove(subkey);
+                *bytes -= held.as_ref().map_or(0, |held| cost(place, &held.value));
+                if items.is_empty() {
+                    self.entries.remove(&place.0);
+                }
+                held
+            }
+            (Some(Entry::Regular(held)), None) => {
+                let held = held.clone();
+                self.entries.remove(&place.0);
+                Some(held)
+            }
+            _ => None,
+        };
+        let Some(held) = held else { return };
+        let cost = cost(place, &held.value);
+        self.by_expiry.remove(&(Expiry(held.expiration.0), place.clone()));
+        self.total.records -= 1;
+        self.total.bytes -= cost;
+        let Some(peer) = held.owner else { return };
+        let used = self.per_peer.get_mut(&peer).expect("whoever holds a record has a usage");
+        used.records -= 1;
+        used.bytes -= cost;
+        if used.records == 0 {
+            self.per_peer.remove(&peer);
+        }
+    }
+
+    fn held(&self, place: &Place) -> Option<&Held> {
+        match (self.entries.get(&place.0)?, &place.1) {
+            (Entry::Regular(held), None) => Some(held),
+            (Entry::Dictionary { items, .. }, Some(subkey)) => items.get(subkey),
+            _ => None,
+        }
+    }
+
+    fn cost_at(&self, place: &Place) -> usize {
+        self.held(place).map_or(0, |held| cost(place, &held.value))
+    }
+
+    fn places(&self, key: &DhtId) -> Vec<Place> {
+        match self.entries.get(key) {
+            Some(Entry::Regular(_)) => vec![(*key, None)],
+            Some(Entry::Dictionary { items, .. }) => items.keys().map(|subkey| (*key, Some(subkey.clone()))).collect(),
+            None => Vec::new(),
+        }
+    }
+}
+
+impl Entry {
+    /// The latest expiration: subkeys only ever move to later ones.
+    fn expiration(&self) -> WallTime {
+        match self {
+            Entry::Regular(held) => held.expiration,
+            Entry::Dictionary { items, .. } => {
+                let latest = items.values().map(|held| Expiry(held.expiration.0)).max();
+                WallTime(latest.map_or(f64::NEG_INFINITY, |latest| latest.0))
+            }
+        }
+    }
+}
+
+impl Held {
+    fn timed(&self) -> Timed<Bytes> {
+        Timed { value: self.value.clone(), expiration: self.expiration }
+    }
+}
+
+/// NaN is never later than now.
+fn is_acceptable(expiration: WallTime, now: WallTime) -> bool {
+    is_valid(expiration, now)
+}
+
+fn cost(place: &Place, value: &Bytes) -> usize {
+    OVERHEAD + place.0.0.len() + place.1.as_ref().map_or(0, Bytes::len) + value.len()
+}

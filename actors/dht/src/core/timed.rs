@@ -1,0 +1,77 @@
+//! Expirations: their order, and how two values of one key merge (§6.7, §6.9).
+
+use std::{cmp::Ordering, collections::btree_map::Entry as MapEntry};
+
+use skep_kernel::WallTime;
+
+use crate::{Stored, Timed};
+
+/// An expiration with a total order; never NaN once it is stored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Expiry(pub f64);
+
+impl Eq for Expiry {}
+
+impl PartialOrd for Expiry {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Expiry {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+/// Whether a value may still be seen.
+pub(crate) fn is_valid(expiration: WallTime, now: WallTime) -> bool {
+    expiration.0 >= now.0
+}
+
+impl Timed<Stored> {
+    /// Takes in what another node knows of the same key: dictionaries subkey by subkey, the later expiration wins.
+    /// Tells whether anything changed.
+    pub(crate) fn merge(&mut self, other: Timed<Stored>) -> bool {
+        let later = other.expiration.0 > self.expiration.0;
+        match (&mut self.value, other.value) {
+            (Stored::Dictionary(ours), Stored::Dictionary(theirs)) => {
+                let mut changed = false;
+                for (subkey, item) in theirs {
+                    match ours.entry(subkey) {
+                        MapEntry::Vacant(place) => {
+                            place.insert(item);
+                            changed = true;
+                        }
+                        MapEntry::Occupied(mut place) if item.expiration.0 > place.get().expiration.0 => {
+                            place.insert(item);
+                            changed = true;
+                        }
+                        MapEntry::Occupied(_) => {}
+                    }
+                }
+                if later {
+                    self.expiration = other.expiration;
+                }
+                changed
+            }
+            (value, theirs) if later => {
+                *value = theirs;
+                self.expiration = other.expiration;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Leaves out what has expired; `None` when nothing remains.
+    pub(crate) fn valid_at(mut self, now: WallTime) -> Option<Timed<Stored>> {
+        if let Stored::Dictionary(items) = &mut self.value {
+            items.retain(|_, item| is_valid(item.expiration, now));
+            if items.is_empty() {
+                return None;
+            }
+        }
+        is_valid(self.expiration, now).then_some(self)
+    }
+}
