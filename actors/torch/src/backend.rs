@@ -1,0 +1,227 @@
+//! [`TorchBackend`]: a module and its optimizer behind the port that experts are hosted through.
+
+use skep_expert::{Backend, BackendError, BackendFactory, Batch, Snapshot};
+use skep_wire::{ExpertInfo, HostTensor};
+use tch::{Device, Tensor};
+
+use crate::{
+    Error, ExpertModule, ModuleSpec, OptimizerSpec,
+    convert::{self, to_host},
+    error::{failed, short},
+    ffi::{self, InferenceMode},
+    optim::{Optimizer, clip},
+};
+
+/// Makes fresh experts of one class: what a server is told to host.
+///
+/// Parameters depend on `seed` only, so that a restart without a checkpoint begins at the same place.
+pub fn factory(module: ModuleSpec, optimizer: OptimizerSpec, device: Device, seed: u64) -> BackendFactory {
+    Box::new(move || {
+        let module = module.build(device, seed)?;
+        Ok(Box::new(TorchBackend::new(module, optimizer.clone(), device)?))
+    })
+}
+
+/// An [`ExpertModule`] that trains while it serves (wire document §9.1).
+pub struct TorchBackend {
+    module: Box<dyn ExpertModule>,
+    info: ExpertInfo,
+    device: Device,
+    names: Vec<String>,
+    parameters: Vec<Tensor>,
+    buffers: Vec<(String, Tensor)>,
+    spec: OptimizerSpec,
+    optimizer: Optimizer,
+    steps: u64,
+}
+
+impl TorchBackend {
+    /// Hosts `module`, whose parameters are on `device`.
+    pub fn new(module: Box<dyn ExpertModule>, spec: OptimizerSpec, device: Device) -> Result<Self, Error> {
+        spec.check()?;
+        let (names, parameters): (Vec<_>, Vec<_>) = module.parameters().into_iter().unzip();
+        let optimizer = Optimizer::new(spec.rule.clone(), parameters.iter())?;
+        let (info, buffers) = (module.info(), module.buffers());
+        Ok(Self { module, info, device, names, parameters, buffers, spec, optimizer, steps: 0 })
+    }
+
+    fn inputs(&self, batch: &Batch) -> Result<Vec<Tensor>, BackendError> {
+        let expected = self.info.flat_inputs().len();
+        if batch.inputs.len() != expected {
+            return Err(BackendError::Invalid(format!("{} inputs given, {expected} expected", batch.inputs.len())));
+        }
+        let load = |host| convert::view(host).and_then(|t| t.f_to(self.device));
+        batch.inputs.iter().map(load).collect::<Result<_, _>>().map_err(|e| BackendError::Invalid(short(&e)))
+    }
+
+    /// The batch's output gradients in the outputs' dtypes, with the outputs that they belong to. Outputs that depend on
+    /// nothing trainable are left out.
+    fn seeds<'a>(&self, outputs: &'a [Tensor], batch: &Batch) -> Result<Vec<(&'a Tensor, Tensor)>, BackendError> {
+        if outputs.len() != batch.grad_outputs.len() {
+            let given = batch.grad_outputs.len();
+            return Err(BackendError::Invalid(format!("{given} output gradients given for {} outputs", outputs.len())));
+        }
+        let mut seeds = Vec::new();
+        for (i, (output, host)) in outputs.iter().zip(&batch.grad_outputs).enumerate() {
+            if !output.requires_grad() {
+                continue;
+            }
+            let grad = convert::view(host)
+                .and_then(|g| g.f_to(self.device)?.f_to_kind(output.f_kind()?))
+                .map_err(|e| BackendError::Invalid(short(&e)))?;
+            if grad.size() != output.size() {
+                let (want, got) = (output.size(), grad.size());
+                return Err(BackendError::Invalid(format!("gradient of output {i} has shape {got:?}, not {want:?}")));
+            }
+            seeds.push((output, grad));
+        }
+        Ok(seeds)
+    }
+
+    /// Gradients of all inputs and of the parameters, if these train, at the current parameters.
+    fn gradients(&self, inputs: &[Tensor], batch: &Batch) -> Result<Gradients, BackendError> {
+        let outputs = tch::with_grad(|| self.module.forward(inputs)).map_err(failed)?;
+        let seeds = self.seeds(&outputs, batch)?;
+        let trained: &[Tensor] = if self.spec.trains() { &self.parameters } else { &[] };
+        let wanted: Vec<&Tensor> = inputs.iter().filter(|i| i.requires_grad()).chain(trained).collect();
+        let mut found = if seeds.is_empty() || wanted.is_empty() {
+            wanted.iter().map(|_| None).collect()
+        } else {
+            let (outputs, grads): (Vec<_>, Vec<_>) = seeds.iter().map(|(output, grad)| (*output, grad)).unzip();
+            ffi::vjp(&outputs, &grads, &wanted).map_err(failed)?
+        };
+        let parameters = found.split_off(found.len() - trained.len());
+        let mut found = found.into_iter();
+        let inputs =
+            inputs.iter().map(|input| input.requires_grad().then(|| found.next().flatten()).flatten()).collect();
+        Ok(Gradients { inputs, parameters })
+    }
+
+    /// Fails when a gradient is not finite; gives the norm of the parameters' gradients.
+    fn checked_norm(&self, grads: &Gradients) -> Result<f64, BackendError> {
+        for (i, grad) in grads.inputs.iter().enumerate() {
+            if let Some(grad) = grad
+                && !is_finite(grad)?
+            {
+                return Err(BackendError::Invalid(format!("gradient of input {i} is not finite; no step was made")));
+            }
+        }
+        let present: Vec<&Tensor> = grads.parameters.iter().flatten().collect();
+        let norm = ffi::norm(&present).map_err(failed)?;
+        // The norm of huge finite gradients overflows, too: look closer before blaming the batch.
+        if !norm.is_finite() {
+            for (name, grad) in self.names.iter().zip(&grads.parameters) {
+                if let Some(grad) = grad
+                    && !is_finite(grad)?
+                {
+                    return Err(BackendError::Invalid(format!("gradient of {name} is not finite; no step was made")));
+                }
+            }
+        }
+        Ok(norm)
+    }
+
+    /// Every tensor of the state by its name in snapshots; they share storage with the state.
+    fn state(&self) -> Vec<(String, Tensor)> {
+        let parameters = self.names.iter().zip(&self.parameters).map(|(name, p)| (name, p));
+        let module = parameters.chain(self.buffers.iter().map(|(name, b)| (name, b)));
+        let module = module.map(|(name, t)| (format!("module.{name}"), t.detach()));
+        let optimizer = self.optimizer.tensors(&self.names).into_iter();
+        module.chain(optimizer.map(|(name, t)| (format!("optimizer.{name}"), t))).collect()
+    }
+}
+
+struct Gradients {
+    inputs: Vec<Option<Tensor>>,
+    parameters: Vec<Option<Tensor>>,
+}
+
+fn is_finite(tensor: &Tensor) -> Result<bool, BackendError> {
+    tensor.f_isfinite().and_then(|t| t.f_all()?.f_int64_value(&[])).map(|all| all != 0).map_err(failed)
+}
+
+fn hosts(tensors: &[Tensor]) -> Result<Vec<HostTensor>, BackendError> {
+    tensors.iter().map(|t| to_host(t).map_err(|e| BackendError::Failed(e.to_string()))).collect()
+}
+
+impl Backend for TorchBackend {
+    fn info(&self) -> &ExpertInfo {
+        &self.info
+    }
+
+    fn class(&self) -> &str {
+        self.module.class()
+    }
+
+    fn parameter_count(&self) -> u64 {
+        self.parameters.iter().map(|p| p.numel() as u64).sum()
+    }
+
+    fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<HostTensor>, BackendError> {
+        let _guard = InferenceMode::enter().map_err(failed)?;
+        hosts(&self.module.forward(&self.inputs(batch)?).map_err(failed)?)
+    }
+
+    fn backward(&mut self, batch: &Batch) -> Result<Vec<HostTensor>, BackendError> {
+        let mut inputs = self.inputs(batch)?;
+        for input in inputs.iter_mut().filter(|input| input.is_floating_point()) {
+            *input = input.f_detach().and_then(|t| t.f_set_requires_grad(true)).map_err(failed)?;
+        }
+        let grads = self.gradients(&inputs, batch)?;
+        let norm = self.checked_norm(&grads)?;
+        let answer = inputs.iter().zip(&grads.inputs).map(|(input, grad)| match grad {
+            Some(grad) => Ok(grad.shallow_clone()),
+            None => input.f_detach()?.f_zeros_like(),
+        });
+        let answer = hosts(&answer.collect::<Result<Vec<_>, _>>().map_err(failed)?)?;
+        if !self.spec.trains() {
+            return Ok(answer);
+        }
+        let grads = match self.spec.clip_grad_norm {
+            Some(limit) => clip(grads.parameters, norm, limit).map_err(failed)?,
+            None => grads.parameters,
+        };
+        let parameters: Vec<&Tensor> = self.parameters.iter().collect();
+        let step = self.optimizer.step(&parameters, &grads, self.spec.schedule.factor(self.steps));
+        step.map_err(|error| BackendError::Torn(short(&error)))?;
+        self.steps += 1;
+        Ok(answer)
+    }
+
+    fn save(&mut self) -> Result<Snapshot, BackendError> {
+        let (names, tensors): (Vec<_>, Vec<_>) = self.state().into_iter().unzip();
+        Ok(Snapshot { step: self.steps, tensors: names.into_iter().zip(hosts(&tensors)?).collect() })
+    }
+
+    fn load(&mut self, snapshot: &Snapshot) -> Result<(), BackendError> {
+        let mut state = self.state();
+        let mut loaded = Vec::with_capacity(state.len());
+        for (name, tensor) in &state {
+            let host = snapshot.tensors.iter().find(|(given, _)| given == name).map(|(_, host)| host);
+            let host = host.ok_or_else(|| BackendError::Invalid(format!("{name} is missing in the snapshot")))?;
+            let source = convert::view(host).map_err(|e| BackendError::Invalid(short(&e)))?;
+            if (source.size(), source.kind()) != (tensor.size(), tensor.kind()) {
+                return Err(BackendError::Invalid(format!(
+                    "{name} is {host:?} in the snapshot, {:?} {:?} here",
+                    tensor.kind(),
+                    tensor.size()
+                )));
+            }
+            loaded.push(source);
+        }
+        if let Some((name, _)) = snapshot.tensors.iter().find(|(given, _)| state.iter().all(|(name, _)| name != given))
+        {
+            return Err(BackendError::Invalid(format!("{name} of the snapshot is unknown here")));
+        }
+        let _guard = tch::no_grad_guard();
+        for ((name, tensor), source) in state.iter_mut().zip(&loaded) {
+            tensor.f_copy_(source).map_err(|e| BackendError::Torn(format!("loading {name}: {}", short(&e))))?;
+        }
+        self.steps = snapshot.step;
+        Ok(())
+    }
+}

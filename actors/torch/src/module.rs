@@ -1,0 +1,221 @@
+//! What an expert computes: [`ExpertModule`], and hivemind's built-in classes as [`ModuleSpec`].
+
+mod det_dropout;
+mod ffn;
+mod nop;
+mod transformer;
+
+use serde::{Deserialize, Serialize};
+use skep_wire::ExpertInfo;
+use tch::{Device, Kind, TchError, Tensor};
+
+pub use det_dropout::DetDropout;
+pub use ffn::Ffn;
+pub use nop::Nop;
+pub use transformer::Transformer;
+
+use crate::{Error, ffi};
+
+/// A network block that a server hosts.
+///
+/// It is used by one thread at a time and always in training mode (wire document §9.1). Inputs arrive on the module's
+/// device, in schema order, as tensors that must not be written to in place. Outputs have the inputs' number of rows.
+pub trait ExpertModule: Send {
+    /// The class name under which it is hosted, as in `ffn`.
+    fn class(&self) -> &str;
+
+    /// Schemas of inputs and outputs.
+    fn info(&self) -> ExpertInfo;
+
+    /// Outputs for these inputs. With gradients recorded or not; keeps no tensor of its own making for a later call.
+    fn forward(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError>;
+
+    /// Trainable parameters by name, in an order that never changes. Leaves that require grad.
+    fn parameters(&self) -> Vec<(String, Tensor)>;
+
+    /// Tensors that are saved but not trained, as batch statistics are.
+    fn buffers(&self) -> Vec<(String, Tensor)> {
+        Vec::new()
+    }
+}
+
+/// One of hivemind's built-in expert classes (wire document §9.4).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "expert_cls", deny_unknown_fields)]
+pub enum ModuleSpec {
+    /// See [`Ffn`].
+    Ffn {
+        /// Width of inputs and outputs.
+        hidden_dim: usize,
+    },
+    /// See [`Transformer`].
+    Transformer {
+        /// Width of inputs and outputs, a multiple of 16.
+        hidden_dim: usize,
+    },
+    /// See [`Nop`].
+    Nop {
+        /// Width of inputs and outputs.
+        hidden_dim: usize,
+    },
+    /// See [`DetDropout`].
+    DetDropout {
+        /// Width of inputs and outputs.
+        hidden_dim: usize,
+    },
+}
+
+impl ModuleSpec {
+    /// Names of all classes.
+    pub const CLASSES: [&str; 4] = ["ffn", "transformer", "nop", "det_dropout"];
+
+    /// The class of this name.
+    pub fn named(class: &str, hidden_dim: usize) -> Result<Self, Error> {
+        Ok(match class {
+            "ffn" => ModuleSpec::Ffn { hidden_dim },
+            "transformer" => ModuleSpec::Transformer { hidden_dim },
+            "nop" => ModuleSpec::Nop { hidden_dim },
+            "det_dropout" => ModuleSpec::DetDropout { hidden_dim },
+            _ => {
+                let known = Self::CLASSES.join(", ");
+                return Err(Error::Config(format!("no expert class is called {class:?}; known: {known}")));
+            }
+        })
+    }
+
+    /// The class's name.
+    pub fn class(&self) -> &'static str {
+        match self {
+            ModuleSpec::Ffn { .. } => "ffn",
+            ModuleSpec::Transformer { .. } => "transformer",
+            ModuleSpec::Nop { .. } => "nop",
+            ModuleSpec::DetDropout { .. } => "det_dropout",
+        }
+    }
+
+    /// Makes the module with fresh parameters, which depend on `seed` only.
+    pub fn build(&self, device: Device, seed: u64) -> Result<Box<dyn ExpertModule>, Error> {
+        Ok(match *self {
+            ModuleSpec::Ffn { hidden_dim } => Box::new(Ffn::new(hidden_dim, device, seed)?),
+            ModuleSpec::Transformer { hidden_dim } => Box::new(Transformer::new(hidden_dim, device, seed)?),
+            ModuleSpec::Nop { hidden_dim } => Box::new(Nop::new(hidden_dim, device)?),
+            ModuleSpec::DetDropout { hidden_dim } => Box::new(DetDropout::new(hidden_dim, device, seed)?),
+        })
+    }
+}
+
+/// Makes parameters as torch's layers do by default, each from a generator of its own.
+struct Init {
+    device: Device,
+    seed: u64,
+}
+
+/// Weight `[out, in]` and bias `[out]`.
+struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+/// Weight and bias `[width]`.
+struct Norm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl Init {
+    fn new(device: Device, seed: u64) -> Result<Self, Error> {
+        crate::check_device(device)?;
+        Ok(Self { device, seed })
+    }
+
+    /// Uniform in ±bound.
+    fn uniform(&mut self, shape: &[i64], bound: f64) -> Result<Tensor, TchError> {
+        let mut tensor = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
+        ffi::uniform_(&mut tensor, -bound, bound, self.seed)?;
+        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        tensor.f_to(self.device)?.f_set_requires_grad(true)
+    }
+
+    fn constant(&self, value: f64, shape: &[i64]) -> Result<Tensor, TchError> {
+        Tensor::f_full(shape, value, (Kind::Float, self.device))?.f_set_requires_grad(true)
+    }
+
+    fn linear(&mut self, from: usize, to: usize) -> Result<Linear, TchError> {
+        let bound = 1.0 / (from as f64).sqrt();
+        Ok(Linear { weight: self.uniform(&[to as i64, from as i64], bound)?, bias: self.uniform(&[to as i64], bound)? })
+    }
+
+    fn norm(&self, width: usize, eps: f64) -> Result<Norm, TchError> {
+        let shape = [width as i64];
+        Ok(Norm { weight: self.constant(1.0, &shape)?, bias: self.constant(0.0, &shape)?, eps })
+    }
+}
+
+impl Linear {
+    fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        x.f_linear(&self.weight, Some(&self.bias))
+    }
+}
+
+impl Norm {
+    fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        x.f_layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
+    }
+}
+
+fn named(parameters: &[(&str, &Tensor)]) -> Vec<(String, Tensor)> {
+    parameters.iter().map(|(name, tensor)| ((*name).to_owned(), tensor.shallow_clone())).collect()
+}
+
+fn check_width(hidden_dim: usize, multiple: usize) -> Result<(), Error> {
+    // 4H × H elements must be countable; far beyond any memory.
+    let most = 1 << 20;
+    if hidden_dim == 0 || hidden_dim > most || !hidden_dim.is_multiple_of(multiple) {
+        return Err(Error::Config(format!(
+            "hidden_dim {hidden_dim} is not a multiple of {multiple} from {multiple} to {most}"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameter_counts_are_hiveminds() {
+        let count = |class: &str, hidden_dim| {
+            let module = ModuleSpec::named(class, hidden_dim).unwrap().build(Device::Cpu, 0).unwrap();
+            assert_eq!(module.class(), class);
+            module.parameters().iter().map(|(_, p)| p.numel()).sum::<usize>()
+        };
+        assert_eq!(count("ffn", 1024), 8_395_776);
+        assert_eq!(count("ffn", 512), 2_100_736);
+        assert_eq!(count("transformer", 1024), 12_596_224);
+        assert_eq!(count("nop", 64), 0);
+        assert_eq!(count("det_dropout", 8), 4 * 64 + 3 * 8);
+    }
+
+    #[test]
+    fn parameters_depend_on_the_seed_only() {
+        let weights = |seed| Ffn::new(8, Device::Cpu, seed).unwrap().parameters();
+        let (a, b, c) = (weights(7), weights(7), weights(8));
+        for ((name, a), (_, b)) in a.iter().zip(&b) {
+            assert!(a.equal(b), "{name}");
+            assert!(a.requires_grad() && a.is_leaf());
+        }
+        assert!(!a[0].1.equal(&c[0].1));
+        let bound = a[0].1.abs().max().double_value(&[]);
+        assert!((0.3..=1.0 / 8f64.sqrt()).contains(&bound), "{bound}");
+    }
+
+    #[test]
+    fn impossible_modules_are_refused() {
+        assert!(ModuleSpec::named("mlp", 8).unwrap_err().to_string().contains("known: ffn"));
+        for (class, width) in [("ffn", 0), ("ffn", usize::MAX), ("transformer", 24)] {
+            let error = ModuleSpec::named(class, width).unwrap().build(Device::Cpu, 0).err().unwrap();
+            assert!(error.to_string().contains("hidden_dim"), "{error}");
+        }
+    }
+}
