@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn a_refusal_names_the_tensor_what_was_expected_and_what_came() {
         let (x, mask) = (zeros(DType::F32, &[2, 4]), zeros(DType::Bool, &[2, 2]));
-        assert_eq!(refusal(Kind::Forward, &[x.clone()]), "expected 2 inputs, got 1 tensor");
+        assert_eq!(refusal(Kind::Forward, std::slice::from_ref(&x)), "expected 2 inputs, got 1 tensor");
         assert_eq!(
             refusal(Kind::Backward, &[x.clone(), mask.clone()]),
             "expected 2 inputs and 1 output gradient, got 2 tensors"

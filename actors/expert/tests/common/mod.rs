@@ -65,6 +65,11 @@ impl Closures {
         self
     }
 
+    pub fn with_info(mut self, info: ExpertInfo) -> Self {
+        self.info = info;
+        self
+    }
+
     pub fn logging_to(mut self, log: &Log) -> Self {
         self.log = log.clone();
         self
