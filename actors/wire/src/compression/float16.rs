@@ -6,12 +6,10 @@ use super::{CodecError, expect_len, values};
 use crate::{DType, HostTensor};
 
 pub(super) fn encode(tensor: &HostTensor) -> Bytes {
-    let mut out = Vec::with_capacity(2 * tensor.numel());
-    values::to_f32(tensor).into_iter().for_each(|v| out.extend_from_slice(&values::to_half(v)));
-    out.into()
+    values::to_half(values::to_f32(tensor)).into()
 }
 
 pub(super) fn decode(buffer: &Bytes, dtype: DType, numel: usize) -> Result<Bytes, CodecError> {
     expect_len(buffer, 2 * numel)?;
-    Ok(values::from_f32(dtype, values::read_half(buffer)))
+    Ok(values::from_f32(dtype, values::read_half(buffer).into_iter()))
 }

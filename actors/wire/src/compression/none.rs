@@ -11,9 +11,8 @@ pub(super) fn encode(tensor: &HostTensor) -> Bytes {
         return tensor.data().clone();
     }
     let (chunks, _) = tensor.data().as_chunks::<2>();
-    let mut out = Vec::with_capacity(2 * tensor.data().len());
-    chunks.iter().for_each(|c| out.extend_from_slice(&bf16::from_le_bytes(*c).to_f32().to_le_bytes()));
-    out.into()
+    let widened = chunks.iter().map(|c| bf16::from_le_bytes(*c).to_f32().to_le_bytes());
+    widened.collect::<Vec<_>>().into_flattened().into()
 }
 
 pub(super) fn decode(buffer: &Bytes, dtype: DType, numel: usize) -> Result<Bytes, CodecError> {

@@ -1,7 +1,7 @@
 //! Elements as `f32` and back, which is how hivemind computes in every lossy codec.
 
 use bytes::Bytes;
-use half::{bf16, f16};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use crate::{DType, HostTensor};
 
@@ -28,9 +28,7 @@ pub(super) fn to_f32(tensor: &HostTensor) -> Vec<f32> {
 /// Converts to elements of `dtype`; integers are truncated and saturate, booleans tell what is not zero.
 pub(super) fn from_f32(dtype: DType, values: impl Iterator<Item = f32>) -> Bytes {
     fn each<const N: usize>(values: impl Iterator<Item = f32>, write: impl Fn(f32) -> [u8; N]) -> Bytes {
-        let mut out = Vec::with_capacity(values.size_hint().0 * N);
-        values.for_each(|v| out.extend_from_slice(&write(v)));
-        out.into()
+        values.map(write).collect::<Vec<_>>().into_flattened().into()
     }
     match dtype {
         DType::F32 => each(values, f32::to_le_bytes),
@@ -53,12 +51,19 @@ pub(super) fn read_f32(bytes: &[u8]) -> impl ExactSizeIterator<Item = f32> + '_ 
 }
 
 /// Half precision, clamped to its range as hivemind does: infinities become the largest number, NaN stays.
-pub(super) fn to_half(value: f32) -> [u8; 2] {
-    f16::from_f32(value.clamp(f16::MIN.to_f32(), f16::MAX.to_f32())).to_le_bytes()
+pub(super) fn to_half(mut values: Vec<f32>) -> Vec<u8> {
+    let range = f16::MIN.to_f32()..=f16::MAX.to_f32();
+    values.iter_mut().for_each(|v| *v = v.clamp(*range.start(), *range.end()));
+    let mut halves = vec![f16::ZERO; values.len()];
+    halves.convert_from_f32_slice(&values);
+    halves.into_iter().map(f16::to_le_bytes).collect::<Vec<_>>().into_flattened()
 }
 
 /// Reads little-endian half precision numbers.
-pub(super) fn read_half(bytes: &[u8]) -> impl ExactSizeIterator<Item = f32> + '_ {
+pub(super) fn read_half(bytes: &[u8]) -> Vec<f32> {
     let (chunks, _) = bytes.as_chunks::<2>();
-    chunks.iter().map(|c| f16::from_le_bytes(*c).to_f32())
+    let halves: Vec<f16> = chunks.iter().map(|c| f16::from_le_bytes(*c)).collect();
+    let mut values = vec![0.0; halves.len()];
+    halves.convert_to_f32_slice(&mut values);
+    values
 }

@@ -160,7 +160,7 @@ fn odd_tensors_pass_every_codec_or_are_refused() {
                     Ok(message) => assert_eq!(decompress(&message).unwrap().shape(), shape, "{compression:?}"),
                     Err(error) => {
                         assert!(
-                            matches!(error, CodecError::Shape { .. }) && shape.is_empty(),
+                            matches!(error, CodecError::Shape { .. }) && matches!(shape, [] | [.., 0]),
                             "{compression:?} {error}"
                         );
                     }

@@ -2,13 +2,12 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use prost::Message;
 use skep_wire::{
     ExpertInfo, decompress,
     dht_value::DictionaryValue,
     frame::{stream, unary},
     msgpack,
-    proto::{dht, runtime},
+    proto::{self, dht, runtime},
 };
 
 use crate::support::{unhex, vectors};
@@ -24,9 +23,10 @@ fn feed_everything(bytes: &[u8]) {
     let mut decoder = stream::Decoder::new();
     decoder.push(bytes);
     while let Ok(Some(_)) = decoder.next_frame() {}
-    let _ = dht::StoreRequest::decode(bytes);
-    let _ = dht::FindResponse::decode(bytes);
-    if let Ok(request) = runtime::ExpertRequest::decode(bytes) {
+    let owned = Bytes::copy_from_slice(bytes);
+    let _ = proto::decode::<dht::StoreRequest>(owned.clone());
+    let _ = proto::decode::<dht::FindResponse>(owned.clone());
+    if let Ok(request) = proto::decode::<runtime::ExpertRequest>(owned) {
         for tensor in &request.tensors {
             let _ = decompress(tensor);
         }

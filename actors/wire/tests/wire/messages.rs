@@ -1,6 +1,7 @@
 use bytes::Bytes;
 use prost::Message;
 use skep_wire::proto::{
+    self, MAX_FIELDS, MessageError,
     crypto::{KeyType, PrivateKey, PublicKey},
     dht::{FindRequest, FindResponse, NodeInfo, PingRequest, PingResponse, ResultType, StoreRequest, StoreResponse},
     gather_request, gather_response,
@@ -134,4 +135,13 @@ fn buffers_of_a_received_message_are_slices_of_it() {
     let bytes = Bytes::from(gather_response(&[tensor]).concat());
     let read = ExpertResponse::decode(bytes.clone()).unwrap();
     assert!(bytes.as_ptr_range().contains(&read.tensors[0].buffer.as_ptr()));
+}
+
+#[test]
+fn a_message_of_many_empty_fields_is_refused() {
+    let tensors = |n: usize| Bytes::from([0x12, 0].repeat(n));
+    assert_eq!(proto::decode::<ExpertRequest>(tensors(MAX_FIELDS)).unwrap().tensors.len(), MAX_FIELDS);
+    assert_eq!(proto::decode::<ExpertRequest>(tensors(MAX_FIELDS + 1)), Err(MessageError::TooManyFields));
+    let cut_short = Bytes::from_static(&[0x12, 5, 0]);
+    assert!(matches!(proto::decode::<ExpertRequest>(cut_short), Err(MessageError::Protobuf(_))));
 }
