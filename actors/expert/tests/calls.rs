@@ -178,7 +178,8 @@ fn native_callers_are_refused_when_the_line_is_full_and_hivemind_callers_wait() 
 fn a_call_ends_by_its_deadline_or_the_legacy_deadline() {
     Sim::with_seed(1).run(|sim| async move {
         sim.network().wire(Wire::Hivemind);
-        let config = ServerConfig { legacy_deadline: Duration::from_millis(15), max_batch_size: 1, ..Default::default() };
+        let config =
+            ServerConfig { legacy_deadline: Duration::from_millis(15), max_batch_size: 1, ..Default::default() };
         let hive = Hive::with(&sim, config, vec![scale("e.0", 1.0)]).await;
         let calls = (0..3).map(|_| hive.call(Method::Forward, body("e.0", &[rows(1, 2, 1.0)])));
         let results = futures::future::join_all(calls).await;
