@@ -1,4 +1,7 @@
 //! [`Bans`]: peers that failed lately and are passed over while others can do their work.
+//!
+//! They are this mixture's own, beside those of the DHT (`skep_dht::Bans`): a peer that was too slow for a fan-out's
+//! deadline may still be a good DHT node, and one that nobody can replace is asked all the same.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

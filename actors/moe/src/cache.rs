@@ -13,14 +13,33 @@ use skep_wire::ExpertPrefix;
 
 /// How long successors are taken as read: half of hivemind's announcement period.
 const FOUND: Duration = Duration::from_secs(15);
+/// How long they serve while they are read anew: as long as hivemind's announcements hold. So a slow DHT costs a fan-out
+/// nothing once it has run.
+const STALE: Duration = Duration::from_secs(60);
 /// How long a prefix without successors is taken as empty.
 const MISSING: Duration = Duration::from_secs(3);
+
+#[derive(Debug)]
+struct Entry {
+    fresh_until: Moment,
+    until: Moment,
+    successors: Arc<Successors>,
+}
+
+/// What the cache knows of a prefix.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Cached {
+    /// An empty table says that nothing is there.
+    pub successors: Arc<Successors>,
+    /// Whether the asker should read it anew; nobody else is told so for a while.
+    pub is_stale: bool,
+}
 
 /// Successors by prefix, at most `capacity` of them; the earliest to expire goes first.
 #[derive(Debug)]
 pub(crate) struct PrefixCache {
     capacity: usize,
-    entries: BTreeMap<ExpertPrefix, (Moment, Arc<Successors>)>,
+    entries: BTreeMap<ExpertPrefix, Entry>,
     by_expiry: BTreeSet<(Moment, ExpertPrefix)>,
 }
 
@@ -30,17 +49,23 @@ impl PrefixCache {
         Self { capacity, entries: BTreeMap::new(), by_expiry: BTreeSet::new() }
     }
 
-    /// What was read under a prefix, if that still counts; an empty table says that nothing is there.
-    pub fn get(&self, now: Moment, prefix: &ExpertPrefix) -> Option<Arc<Successors>> {
-        let (until, successors) = self.entries.get(prefix)?;
-        (*until > now).then(|| successors.clone())
+    /// What was read under a prefix, if that still counts.
+    pub fn get(&mut self, now: Moment, prefix: &ExpertPrefix) -> Option<Cached> {
+        let entry = self.entries.get_mut(prefix).filter(|entry| entry.until > now)?;
+        let is_stale = entry.fresh_until <= now;
+        if is_stale {
+            entry.fresh_until = now + MISSING;
+        }
+        Some(Cached { successors: entry.successors.clone(), is_stale })
     }
 
     /// Remembers what was read just now.
     pub fn insert(&mut self, now: Moment, prefix: ExpertPrefix, successors: Arc<Successors>) {
-        let until = now + if successors.is_empty() { MISSING } else { FOUND };
-        if let Some((earlier, _)) = self.entries.insert(prefix.clone(), (until, successors)) {
-            self.by_expiry.remove(&(earlier, prefix.clone()));
+        let (fresh, all) = if successors.is_empty() { (MISSING, MISSING) } else { (FOUND, STALE) };
+        let until = now + all;
+        let entry = Entry { fresh_until: now + fresh, until, successors };
+        if let Some(earlier) = self.entries.insert(prefix.clone(), entry) {
+            self.by_expiry.remove(&(earlier.until, prefix.clone()));
         }
         self.by_expiry.insert((until, prefix));
         while self.entries.len() > self.capacity {
@@ -65,10 +90,22 @@ mod tests {
         let (here, gone): (ExpertPrefix, ExpertPrefix) = ("m.0.".parse().unwrap(), "m.1.".parse().unwrap());
         cache.insert(Moment::START, here.clone(), table("m.0.0"));
         cache.insert(Moment::START, gone.clone(), Arc::default());
-        assert!(cache.get(Moment::START, &gone).is_some_and(|found| found.is_empty()));
+        assert!(cache.get(Moment::START, &gone).is_some_and(|found| found.successors.is_empty()));
         let later = Moment::START + MISSING;
-        assert!(cache.get(later, &gone).is_none() && cache.get(later, &here).is_some());
-        assert!(cache.get(Moment::START + FOUND, &here).is_none());
+        assert!(cache.get(later, &gone).is_none());
+        assert!(cache.get(later, &here).is_some_and(|found| !found.is_stale));
+        assert!(cache.get(Moment::START + STALE, &here).is_none());
+    }
+
+    #[test]
+    fn only_one_asker_is_told_to_read_anew() {
+        let mut cache = PrefixCache::new(8);
+        let prefix: ExpertPrefix = "m.0.".parse().unwrap();
+        cache.insert(Moment::START, prefix.clone(), table("m.0.0"));
+        let later = Moment::START + FOUND;
+        let told: Vec<bool> = (0..3).map(|_| cache.get(later, &prefix).unwrap().is_stale).collect();
+        assert_eq!(told, [true, false, false]);
+        assert!(cache.get(later + MISSING, &prefix).unwrap().is_stale, "in case the first one failed");
     }
 
     #[test]

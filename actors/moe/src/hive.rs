@@ -3,13 +3,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use libp2p_identity::PeerId;
+use skep_dht::{DhtError, Successors};
 use skep_kernel::{Deadline, Moment, time::before};
 use skep_rpc::RpcError;
-use skep_wire::{ExpertInfo, ExpertUid, HostTensor};
+use skep_wire::{ExpertInfo, ExpertPrefix, ExpertUid, HostTensor};
 use tokio::sync::Semaphore;
+use tracing::debug;
 
 use crate::{
     Client, GridScores, MoeConfig, MoeError,
@@ -24,6 +27,8 @@ use crate::{
 const MAX_CALLS_IN_FLIGHT: usize = 256;
 /// Prefixes, schemas and banned peers that a mixture remembers, each.
 const MAX_REMEMBERED: usize = 16_384;
+/// How long reading prefixes anew may take.
+const REFRESH_PATIENCE: Duration = Duration::from_secs(15);
 
 /// What the calls of one mixture share.
 pub(crate) struct Hive {
@@ -72,7 +77,7 @@ impl Hive {
     /// Candidates for `rows`, at most `k` each, best first. Banned peers are passed over as long as that leaves every row
     /// `k_min` experts; `avoid` is never chosen.
     pub async fn search(
-        &self,
+        self: &Arc<Self>,
         scores: &Arc<GridScores>,
         rows: &[usize],
         k: usize,
@@ -96,7 +101,7 @@ impl Hive {
     }
 
     async fn search_without(
-        &self,
+        self: &Arc<Self>,
         scores: &Arc<GridScores>,
         rows: &[usize],
         k: usize,
@@ -110,29 +115,58 @@ impl Hive {
             if wanted.is_empty() {
                 return Ok(search.finish());
             }
-            let mut unknown = Vec::new();
+            let (mut unknown, mut stale) = (Vec::new(), Vec::new());
             {
-                let (now, memory) = (self.now(), self.memory());
+                let (now, mut memory) = (self.now(), self.memory());
                 for prefix in wanted {
                     match memory.prefixes.get(now, &prefix) {
-                        Some(successors) => search.learn(&prefix, &successors),
+                        Some(cached) => {
+                            search.learn(&prefix, &cached.successors);
+                            stale.extend(cached.is_stale.then_some(prefix));
+                        }
                         None => unknown.push(prefix),
                     }
                 }
             }
+            if !stale.is_empty() {
+                self.refresh(stale);
+            }
             if unknown.is_empty() {
                 continue;
             }
-            let lookup = self.client.dht.successors(unknown.clone(), deadline);
-            let table = before(&*self.client.clock, deadline, lookup).await;
-            let mut table = table.map_err(|_elapsed| skep_dht::DhtError::Deadline)??;
-            let now = self.now();
-            let mut memory = self.memory();
-            for prefix in unknown {
-                let successors = Arc::new(table.remove(&prefix).unwrap_or_default());
+            for (prefix, successors) in self.read(unknown, deadline).await? {
                 search.learn(&prefix, &successors);
-                memory.prefixes.insert(now, prefix, successors);
             }
+        }
+    }
+
+    /// Reads successors from the DHT and remembers them.
+    async fn read(
+        &self,
+        prefixes: Vec<ExpertPrefix>,
+        deadline: Deadline,
+    ) -> Result<Vec<(ExpertPrefix, Arc<Successors>)>, DhtError> {
+        let lookup = self.client.dht.successors(prefixes.clone(), deadline);
+        let mut table = before(&*self.client.clock, deadline, lookup).await.map_err(|_| DhtError::Deadline)??;
+        let (now, mut memory) = (self.now(), self.memory());
+        let found = prefixes.into_iter().map(|prefix| {
+            let successors = Arc::new(table.remove(&prefix).unwrap_or_default());
+            memory.prefixes.insert(now, prefix.clone(), successors.clone());
+            (prefix, successors)
+        });
+        Ok(found.collect())
+    }
+
+    /// Reads these prefixes anew while the search goes on with what is known.
+    fn refresh(self: &Arc<Self>, prefixes: Vec<ExpertPrefix>) {
+        let (hive, deadline) = (self.clone(), self.client.deadline(REFRESH_PATIENCE));
+        let started = self.client.spawner.spawn(async move {
+            if let Err(error) = hive.read(prefixes, deadline).await {
+                debug!(prefix = %hive.grid.prefix, %error, "experts are not read anew yet");
+            }
+        });
+        if !started {
+            debug!(prefix = %self.grid.prefix, "the runtime stops: experts are not read anew");
         }
     }
 
@@ -140,16 +174,24 @@ impl Hive {
     pub async fn ask(&self, errand: Errand, deadline: Deadline) -> Result<Vec<HostTensor>, RpcError> {
         let (uid, peer) = (errand.uid.clone(), errand.peer);
         let outcome = self.ask_unremembered(errand, deadline).await;
-        let mut memory = self.memory();
+        let (now, shared, mut memory) = (self.now(), self.client.dht.bans(), self.memory());
         match &outcome {
-            Ok(_) => memory.bans.clear(&peer),
-            Err(RpcError::Unreachable { .. } | RpcError::Deadline { .. }) => memory.bans.strike(self.now(), peer),
+            Ok(_) => {
+                memory.bans.clear(&peer);
+                shared.succeeded(&peer);
+            }
+            Err(RpcError::Unreachable { .. }) => {
+                memory.bans.strike(now, peer);
+                shared.failed(now, peer);
+            }
+            Err(RpcError::Deadline { .. }) => memory.bans.strike(now, peer),
             // The expert may have come back as another one.
             Err(RpcError::Malformed { .. } | RpcError::Remote { .. } | RpcError::Invalid { .. }) => {
                 memory.schemas.remove(&(uid, peer));
             }
             Err(_) => {}
         }
+        drop(memory);
         outcome
     }
 

@@ -103,6 +103,11 @@ impl ScriptedBackend {
         self.recording.clone()
     }
 
+    /// The same backend with a list of its own.
+    pub fn recorded_anew(&self) -> Self {
+        Self { recording: Recording::default(), ..self.clone() }
+    }
+
     /// The weight now.
     pub fn weight(&self) -> f32 {
         self.weight

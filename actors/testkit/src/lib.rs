@@ -5,8 +5,10 @@
 
 mod backend;
 mod network;
+mod servers;
 mod sim;
 
 pub use backend::{Recorded, Recording, ScriptedBackend};
 pub use network::{Latency, SimNetwork, SimTransport, Wire};
+pub use servers::{Hive, Servers, SimServer};
 pub use sim::Sim;

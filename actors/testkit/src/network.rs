@@ -170,6 +170,11 @@ impl SimNetwork {
         }
     }
 
+    /// Peers that ever joined.
+    pub fn peers(&self) -> usize {
+        self.state().nodes.len()
+    }
+
     /// Calls of `method` that arrived at any peer's service.
     pub fn delivered(&self, method: Method) -> u64 {
         self.state().delivered.iter().filter(|((_, m), _)| *m == method).map(|(_, n)| n).sum()

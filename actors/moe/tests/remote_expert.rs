@@ -1,0 +1,130 @@
+//! One expert of another process: found, described, called, trained.
+
+mod common;
+
+use common::*;
+use skep_moe::RemoteExpert;
+use skep_rpc::{RpcError, Step};
+use skep_testkit::{Latency, ScriptedBackend, Sim, Wire};
+use skep_wire::{HostTensor, Method};
+
+#[test]
+fn an_expert_is_found_by_its_name_and_answers_with_its_schema() {
+    Sim::with_seed(1).run(|sim| async move {
+        let hive = sim.servers(2).experts(["expert.1", "expert.4"]).start().await;
+        let client = sim.client(&hive).await;
+        let expert = RemoteExpert::find(&client, &"expert.4".parse().unwrap(), within(&sim, millis(5000))).await;
+        let expert = expert.unwrap().expect("it is announced");
+        assert_eq!(expert.peer(), hive.hosting("expert.4").peer());
+        assert_eq!(expert.info().flat_inputs()[0].size, [None, Some(WIDTH)]);
+        let outputs = expert.forward(vec![rows(3)], within(&sim, millis(1000))).await.unwrap();
+        let doubled: Vec<f32> = rows(3).to_f32().unwrap().iter().map(|v| v * 2.0).collect();
+        assert_eq!(outputs[0].to_f32().unwrap(), doubled);
+        assert!(
+            RemoteExpert::find(&client, &"expert.2".parse().unwrap(), within(&sim, millis(9000)))
+                .await
+                .unwrap()
+                .is_none()
+        );
+    });
+}
+
+#[test]
+fn backward_trains_the_expert_and_returns_input_gradients() {
+    Sim::with_seed(2).run(|sim| async move {
+        let hive = sim.servers(1).experts(["expert.0"]).backend(ScriptedBackend::affine(WIDTH, 3.0, 0.1)).start().await;
+        let client = sim.client(&hive).await;
+        let expert = RemoteExpert::find(&client, &"expert.0".parse().unwrap(), within(&sim, millis(5000))).await;
+        let expert = expert.unwrap().unwrap();
+        let gradient = filled(&[2, WIDTH], 1.0);
+        let answer = expert.backward(vec![filled(&[2, WIDTH], 0.5)], vec![gradient], within(&sim, millis(1000))).await;
+        assert_eq!(answer.unwrap()[0], filled(&[2, WIDTH], 3.0));
+        assert_eq!(hive.steps("expert.0"), 1);
+        let outputs = expert.forward(vec![filled(&[1, WIDTH], 1.0)], within(&sim, millis(1000))).await.unwrap();
+        // weight -= 0.1 · Σ 0.5 · 1 over 8 values
+        assert_eq!(outputs[0], filled(&[1, WIDTH], 2.6));
+    });
+}
+
+#[test]
+fn a_large_batch_is_cut_into_calls_and_joined_in_order() {
+    Sim::with_seed(3).run(|sim| async move {
+        let hive = sim.servers(1).experts(["expert.0"]).start().await;
+        let client = sim.client(&hive).await;
+        let (uid, peer) = ("expert.0".parse().unwrap(), hive.servers()[0].peer());
+        let expert = RemoteExpert::at(&client, uid, peer, within(&sim, millis(1000))).await.unwrap();
+        let outputs = expert.forward(vec![rows(5000)], within(&sim, millis(5000))).await.unwrap();
+        assert_eq!(outputs[0].shape(), [5000, WIDTH]);
+        let doubled: Vec<f32> = rows(5000).to_f32().unwrap().iter().map(|v| v * 2.0).collect();
+        assert_eq!(outputs[0].to_f32().unwrap(), doubled);
+        assert_eq!(sim.network().delivered(Method::Forward), 3);
+        expert.backward(vec![rows(5000)], vec![rows(5000)], within(&sim, millis(5000))).await.unwrap();
+        assert_eq!(hive.steps("expert.0"), 3);
+    });
+}
+
+#[test]
+fn calls_that_make_no_sense_are_never_sent() {
+    Sim::with_seed(4).run(|sim| async move {
+        let hive = sim.servers(1).experts(["expert.0"]).start().await;
+        let client = sim.client(&hive).await;
+        let (uid, peer) = ("expert.0".parse().unwrap(), hive.servers()[0].peer());
+        let expert = RemoteExpert::at(&client, uid, peer, within(&sim, millis(1000))).await.unwrap();
+        let deadline = within(&sim, millis(1000));
+        let too_many = expert.forward(vec![rows(1), rows(1)], deadline).await;
+        let nothing =
+            expert.forward(vec![HostTensor::zeros(skep_wire::DType::F32, [0, WIDTH]).unwrap()], deadline).await;
+        let uneven = expert.backward(vec![rows(2)], vec![rows(1)], deadline).await;
+        for refused in [too_many, nothing, uneven] {
+            assert!(
+                matches!(&refused, Err(RpcError::Invalid { reason }) if reason.contains("expert.0")),
+                "{refused:?}"
+            );
+        }
+        assert_eq!(sim.network().delivered(Method::Forward) + sim.network().delivered(Method::Backward), 0);
+    });
+}
+
+#[test]
+fn a_refusal_is_readable_and_the_expert_answers_afterwards() {
+    for wire in [Wire::Native, Wire::Hivemind] {
+        Sim::with_seed(5).run(|sim| async move {
+            sim.network().wire(wire);
+            let hive = sim.servers(1).experts(["expert.0"]).start().await;
+            let client = sim.client(&hive).await;
+            let (uid, peer) = ("expert.0".parse().unwrap(), hive.servers()[0].peer());
+            let expert = RemoteExpert::at(&client, uid, peer, within(&sim, millis(1000))).await.unwrap();
+            let wide = expert.forward(vec![filled(&[1, WIDTH + 1], 1.0)], within(&sim, millis(1000))).await;
+            assert!(matches!(&wide, Err(RpcError::Remote { text }) if text.contains('5')), "{wide:?}");
+            assert!(expert.forward(vec![rows(1)], within(&sim, millis(1000))).await.is_ok());
+            let missing =
+                RemoteExpert::at(&client, "expert.9".parse().unwrap(), peer, within(&sim, millis(1000))).await;
+            let text = missing.err().expect("nobody of that name").to_string();
+            assert!(text.contains("KeyError('expert.9')"), "{text}");
+        });
+    }
+}
+
+#[test]
+fn deadlines_end_calls_and_dropped_calls_cost_nothing_more() {
+    Sim::with_seed(6).run(|sim| async move {
+        let hive = sim.servers(1).experts(["expert.0"]).start().await;
+        let client = sim.client(&hive).await;
+        let (uid, peer) = ("expert.0".parse().unwrap(), hive.servers()[0].peer());
+        let expert = RemoteExpert::at(&client, uid, peer, within(&sim, millis(1000))).await.unwrap();
+        sim.network().freeze(peer);
+        let start = sim.now();
+        let late = expert.forward(vec![rows(1)], within(&sim, millis(250))).await;
+        assert!(matches!(late, Err(RpcError::Deadline { waited, .. }) if waited == millis(250)), "{late:?}");
+        assert_eq!(sim.now() - start, millis(250));
+        sim.network().refuse(peer);
+        let gone = expert.forward(vec![rows(1)], within(&sim, millis(250))).await;
+        assert!(matches!(gone, Err(RpcError::Unreachable { step: Step::Dial, .. })), "{gone:?}");
+
+        sim.network().restore(peer);
+        sim.network().latency(Latency::constant(millis(50)));
+        drop(tokio::time::timeout(millis(10), expert.forward(vec![rows(1)], within(&sim, millis(250)))).await);
+        sim.advance(millis(300)).await;
+        assert!(hive.recording("expert.0").batches().is_empty(), "nobody waited for it any more");
+    });
+}
