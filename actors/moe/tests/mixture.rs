@@ -5,6 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::*;
+use skep_kernel::time::before;
 use skep_moe::{Mixture, MoeConfig, MoeError};
 use skep_rpc::RpcError;
 use skep_testkit::{ScriptedBackend, Sim};
@@ -190,11 +191,11 @@ fn a_dropped_forward_ends_its_calls() {
         let moe = Mixture::new(&sim.client(&hive).await, MoeConfig::grid("m.", [1]).k_best(1)).unwrap();
         moe.forward(vec![rows(1)], descending(1, &[1])).await.unwrap();
         sim.network().freeze(hive.servers()[0].peer());
-        let before = sim.network().in_flight();
+        let calls = sim.network().in_flight();
         let forward = moe.forward(vec![rows(1)], descending(1, &[1]));
-        assert!(tokio::time::timeout(millis(10), forward).await.is_err());
+        assert!(before(&*sim.clock(), within(&sim, millis(10)), forward).await.is_err());
         sim.advance(millis(1)).await;
-        assert_eq!(sim.network().in_flight(), before);
+        assert_eq!(sim.network().in_flight(), calls);
     });
 }
 

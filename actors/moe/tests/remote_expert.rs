@@ -3,6 +3,7 @@
 mod common;
 
 use common::*;
+use skep_kernel::time::before;
 use skep_moe::RemoteExpert;
 use skep_rpc::{RpcError, Step};
 use skep_testkit::{Latency, ScriptedBackend, Sim, Wire};
@@ -123,7 +124,8 @@ fn deadlines_end_calls_and_dropped_calls_cost_nothing_more() {
 
         sim.network().restore(peer);
         sim.network().latency(Latency::constant(millis(50)));
-        drop(tokio::time::timeout(millis(10), expert.forward(vec![rows(1)], within(&sim, millis(250)))).await);
+        let forward = expert.forward(vec![rows(1)], within(&sim, millis(250)));
+        assert!(before(&*sim.clock(), within(&sim, millis(10)), forward).await.is_err());
         sim.advance(millis(300)).await;
         assert!(hive.recording("expert.0").batches().is_empty(), "nobody waited for it any more");
     });

@@ -111,6 +111,7 @@ fn skep_s_own_threads_are_told_that_they_would_wait_for_themselves() {
     Sim::with_seed(4).run(|sim| async move {
         let hive = sim.servers(1).experts(["m.0"]).start().await;
         let moe = Mixture::new(&sim.client(&hive).await, MoeConfig::grid("m.", [1]).k_best(1)).unwrap();
+        #[allow(clippy::disallowed_methods, reason = "it stands for a thread of the runtime and ends at once")]
         let own = std::thread::spawn(move || {
             skep_kernel::ask::mark_runtime_thread();
             moe.forward_wait(vec![rows(1)], descending(1, &[1])).map(drop)
