@@ -181,6 +181,11 @@ fn too_few(hive: &Hive, plan: &Plan, rows: Vec<usize>, k_min: usize, failures: &
     MoeError::TooFewAnswers { rows, k_min, tried }
 }
 
+/// Whether a failure is the peer's, so that its other experts fail likewise.
+fn is_of_peer(error: &RpcError) -> bool {
+    matches!(error, RpcError::Unreachable { .. } | RpcError::Refused { .. } | RpcError::Deadline { .. })
+}
+
 /// What a pass needs beside the inputs.
 enum Tensors {
     Forward { scores: Arc<GridScores> },
@@ -293,13 +298,14 @@ impl<'a> FanOut<'a> {
         Ok(())
     }
 
-    /// Looks for other experts than those that failed or keep us waiting.
+    /// Looks for other experts than those that failed, at other peers than those that are gone or keep us waiting.
     fn search_again(&mut self, rows: Vec<usize>) {
         let Tensors::Forward { scores } = &self.tensors else {
             return self.join.extend(&self.plan, &rows);
         };
-        let unreliable = self.join.failed().chain(self.join.waiting()).map(|slot| self.plan.call(slot).peer);
-        let avoid: BTreeSet<PeerId> = unreliable.collect();
+        let unreachable = self.join.failures().iter().filter(|(_, error)| is_of_peer(error)).map(|(slot, _)| *slot);
+        let unreliable = unreachable.chain(self.join.waiting());
+        let avoid: BTreeSet<PeerId> = unreliable.map(|slot| self.plan.call(slot).peer).collect();
         let (hive, scores, deadline) = (self.hive.clone(), scores.clone(), self.deadline);
         // Twice as many as a row has places: some of the best were asked before.
         let k = 2 * self.plan.k;

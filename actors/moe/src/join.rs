@@ -212,9 +212,9 @@ impl<T> Join<T> {
         self.calls.iter().enumerate().filter(|(_, call)| call.waiting).map(|(slot, _)| Slot(slot))
     }
 
-    /// Calls that failed so far.
-    pub fn failed(&self) -> impl Iterator<Item = Slot> {
-        self.failures.iter().map(|(slot, _)| *slot)
+    /// Calls that failed so far, and how.
+    pub fn failures(&self) -> &[(Slot, RpcError)] {
+        &self.failures
     }
 
     /// What came of it.

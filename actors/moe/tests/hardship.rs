@@ -62,6 +62,21 @@ fn rows_that_a_failure_leaves_short_go_to_other_experts() {
 }
 
 #[test]
+fn an_expert_that_fails_is_replaced_by_another_one_of_the_same_server() {
+    Sim::with_seed(9).run(|sim| async move {
+        let backend = |uid: &skep_wire::ExpertUid| match uid.as_str() {
+            "m.0" => ScriptedBackend::scale(WIDTH, 2.0).fail_on(1),
+            _ => ScriptedBackend::scale(WIDTH, 2.0),
+        };
+        let hive = sim.servers(1).experts(["m.0", "m.1"]).backend_by_uid(backend).start().await;
+        let moe = Mixture::new(&sim.client(&hive).await, MoeConfig::grid("m.", [2]).k_best(1)).unwrap();
+        let gather = moe.forward(vec![rows(1)], descending(1, &[2])).await.unwrap();
+        assert_eq!(chosen(&gather), [["m.1"]]);
+        assert!(matches!(&gather.failures[..], [(uid, RpcError::Remote { .. })] if uid.as_str() == "m.0"));
+    });
+}
+
+#[test]
 fn rows_that_silence_leaves_short_go_to_other_experts_half_way() {
     Sim::with_seed(4).run(|sim| async move {
         let hive = sim.servers(3).experts(["m.0", "m.1", "m.2"]).start().await;
