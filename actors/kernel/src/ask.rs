@@ -3,7 +3,7 @@
 use std::{cell::Cell, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use crate::time::{Clock, Deadline, SharedClock, before};
 
@@ -54,23 +54,29 @@ impl<R> Reply<R> {
 pub struct Inbox<T> {
     sender: mpsc::Sender<T>,
     receiver: Arc<Mutex<mpsc::Receiver<T>>>,
+    /// Beside the receiver, whose lock a waiting reader holds.
+    closed: Arc<watch::Sender<bool>>,
 }
 
 impl<T> Clone for Inbox<T> {
     fn clone(&self) -> Self {
-        Self { sender: self.sender.clone(), receiver: self.receiver.clone() }
+        Self { sender: self.sender.clone(), receiver: self.receiver.clone(), closed: self.closed.clone() }
     }
 }
 
 impl<T> Inbox<T> {
-    /// An inbox for at most `capacity` messages.
+    /// An inbox for at most `capacity` messages, at least one.
     pub fn bounded(capacity: usize) -> Self {
-        let (sender, receiver) = mpsc::channel(capacity);
-        Self { sender, receiver: Arc::new(Mutex::new(receiver)) }
+        let (sender, receiver) = mpsc::channel(capacity.max(1));
+        let closed = Arc::new(watch::Sender::new(false));
+        Self { sender, receiver: Arc::new(Mutex::new(receiver)), closed }
     }
 
     /// Puts a message in line without waiting for room.
     pub fn tell(&self, message: T) -> Result<(), AskError> {
+        if self.is_closed() {
+            return Err(AskError::Gone);
+        }
         self.sender.try_send(message).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => AskError::Full { capacity: self.sender.max_capacity() },
             mpsc::error::TrySendError::Closed(_) => AskError::Gone,
@@ -93,13 +99,29 @@ impl<T> Inbox<T> {
     }
 
     /// The actor's side: the next message. One incarnation reads at a time; `None` once the inbox is closed and empty.
+    /// Dropping the future loses no message.
     pub async fn next(&self) -> Option<T> {
-        self.receiver.lock().await.recv().await
+        let mut receiver = self.receiver.lock().await;
+        let mut closed = self.closed.subscribe();
+        if !*closed.borrow_and_update() {
+            tokio::select! {
+                biased;
+                message = receiver.recv() => return message,
+                _ = closed.changed() => {}
+            }
+        }
+        receiver.close();
+        receiver.recv().await
     }
 
-    /// Refuses further messages; those in line are still read.
+    /// Refuses further messages; those in line are still read. Does not wait for the reader.
     pub async fn close(&self) {
-        self.receiver.lock().await.close();
+        self.closed.send_replace(true);
+    }
+
+    /// Whether [`Inbox::close`] was called.
+    pub fn is_closed(&self) -> bool {
+        *self.closed.borrow()
     }
 
     /// Messages in line.
@@ -179,3 +201,114 @@ impl Spawner {
 }
 
 const GRACE: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt, poll};
+    use tokio::pin;
+
+    use super::*;
+    use crate::time::TokioClock;
+
+    enum Question {
+        Double(u32, Reply<u32>),
+    }
+
+    fn soon(clock: &dyn Clock) -> Deadline {
+        Deadline::after(clock.now(), Duration::from_secs(1))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_question_is_answered() {
+        let (inbox, clock) = (Inbox::bounded(1), TokioClock::system());
+        let asking = inbox.ask(&clock, soon(&clock), |reply| Question::Double(21, reply));
+        let answering = async {
+            let Some(Question::Double(number, reply)) = inbox.next().await else { panic!("a question is in line") };
+            reply.send(2 * number);
+        };
+        assert_eq!(tokio::join!(asking, answering).0, Ok(42));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_inbox_refuses_at_once_and_a_silent_actor_costs_the_deadline_only() {
+        let (inbox, clock) = (Inbox::bounded(1), TokioClock::system());
+        let silent = inbox.ask(&clock, soon(&clock), |reply| Question::Double(1, reply));
+        pin!(silent);
+        assert!(poll!(&mut silent).is_pending());
+        let refused = inbox.ask(&clock, soon(&clock), |reply| Question::Double(2, reply));
+        assert_eq!(refused.now_or_never(), Some(Err(AskError::Full { capacity: 1 })));
+        assert_eq!(silent.await, Err(AskError::Elapsed));
+        let Some(Question::Double(1, reply)) = inbox.next().await else { panic!("the question stays in line") };
+        assert!(reply.is_abandoned());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dropped_reply_tells_the_asker() {
+        let (inbox, clock) = (Inbox::bounded(1), TokioClock::system());
+        let asking = inbox.ask(&clock, soon(&clock), |reply| Question::Double(1, reply));
+        let crashing = async { drop(inbox.next().await) };
+        assert_eq!(tokio::join!(asking, crashing).0, Err(AskError::Gone));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn closing_wakes_the_reader_and_keeps_what_is_in_line() {
+        let inbox = Inbox::bounded(2);
+        {
+            let reading = inbox.next();
+            pin!(reading);
+            assert!(poll!(&mut reading).is_pending());
+            inbox.close().await;
+            assert_eq!(reading.await, None);
+        }
+        assert_eq!(inbox.tell(1), Err(AskError::Gone));
+
+        let inbox = Inbox::bounded(2);
+        inbox.tell(1).unwrap();
+        inbox.close().await;
+        assert_eq!((inbox.next().await, inbox.next().await), (Some(1), None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_leaves_takes_no_message_along() {
+        let inbox = Inbox::bounded(2);
+        {
+            let reading = inbox.next();
+            pin!(reading);
+            assert!(poll!(&mut reading).is_pending());
+            inbox.tell(1).unwrap();
+        }
+        assert_eq!(inbox.next().await, Some(1));
+    }
+
+    /// A runtime on a thread of its own.
+    fn spawner() -> Spawner {
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        let runtime = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            tell.send(runtime.handle().clone()).unwrap();
+            mark_runtime_thread();
+            runtime.block_on(std::future::pending::<()>());
+        };
+        std::thread::Builder::new().spawn(runtime).unwrap();
+        let handle = told.recv().unwrap();
+        Spawner::new(move |future| {
+            handle.spawn(future);
+            true
+        })
+    }
+
+    #[test]
+    fn a_thread_waits_for_a_result_but_not_for_ever_and_not_for_itself() {
+        let (spawner, clock): (_, SharedClock) = (spawner(), Arc::new(TokioClock::system()));
+        let soon = Deadline::after(clock.now(), Duration::from_millis(20));
+        let late = Deadline::after(clock.now(), Duration::from_secs(60));
+        assert_eq!(spawner.wait(&clock, late, async { 7 }), Ok(7));
+        assert_eq!(spawner.wait(&clock, soon, std::future::pending::<()>()), Err(AskError::Elapsed));
+        let (again, its_clock) = (spawner.clone(), clock.clone());
+        let from_inside = async move { again.wait(&its_clock, late, async {}) };
+        assert_eq!(spawner.wait(&clock, late, from_inside), Ok(Err(AskError::WouldDeadlock)));
+        assert_eq!(spawner.wait(&clock, late, async { panic!("a bug") }).map(|(): ()| ()), Err(AskError::Gone));
+        let stopped = Spawner::new(|_| false);
+        assert_eq!(stopped.wait(&clock, late, async {}), Err(AskError::Gone));
+    }
+}

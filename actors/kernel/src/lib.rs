@@ -4,7 +4,12 @@
 #![warn(missing_docs)]
 
 pub mod ask;
+pub mod guardian;
 pub mod mailbox;
+pub mod pump;
+pub mod random;
+pub mod restart;
+pub mod shutdown;
 pub mod time;
 pub mod token;
 pub mod tombstone;
@@ -15,7 +20,12 @@ mod sync {
 }
 
 pub use ask::{AskError, Inbox, Reply, Spawner};
+pub use guardian::{ChildSpec, Guardian, GuardianHandle, GuardianSpec, Started, Stop, Strategy};
 pub use mailbox::{BatchMailbox, Capacity, Closed, Full, Key, PushError, Rows, Taken};
+pub use pump::pump;
+pub use random::Seed;
+pub use restart::{Intensity, Restart};
+pub use shutdown::{Phase, Shutdown};
 pub use time::{Clock, Deadline, Elapsed, Moment, SharedClock, TokioClock, WallTime};
 pub use token::{Parking, ReadyToken};
 pub use tombstone::{Exit, Tombstone};

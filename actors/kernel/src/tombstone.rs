@@ -47,3 +47,38 @@ impl Drop for Tombstone {
         (self.report)(exit);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(life: impl FnOnce(Tombstone) + std::panic::UnwindSafe) -> Vec<Exit> {
+        let reports = Arc::new(Mutex::new(Vec::new()));
+        let seen = reports.clone();
+        let tombstone = Tombstone::new(move |exit| seen.lock().unwrap().push(exit));
+        let tombstone = std::panic::AssertUnwindSafe(tombstone);
+        let _panicked = std::panic::catch_unwind(move || life({ tombstone }.0));
+        reports.lock().unwrap().clone()
+    }
+
+    #[test]
+    fn it_reports_once_how_its_actor_ended() {
+        assert_eq!(end(drop), [Exit::Stopped]);
+        assert_eq!(end(|tombstone| tombstone.write(Exit::Finished)), [Exit::Finished]);
+        let first_word = |tombstone: Tombstone| {
+            tombstone.write(Exit::Failed("first".into()));
+            tombstone.write(Exit::Finished);
+        };
+        assert_eq!(end(first_word), [Exit::Failed("first".into())]);
+    }
+
+    #[test]
+    fn a_panic_counts_whatever_was_written() {
+        let life = |tombstone: Tombstone| {
+            tombstone.write(Exit::Finished);
+            let _tombstone = tombstone;
+            panic!("a bug");
+        };
+        assert_eq!(end(life), [Exit::Panicked]);
+    }
+}
