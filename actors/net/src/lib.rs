@@ -1,1 +1,28 @@
-//! stub
+//! libp2p, and nobody else knows it. No experts, no DHT of hivemind's, no actors: [`Net`] carries calls between peers as
+//! a [`skep_rpc::Transport`] and hands the calls of others to a [`skep_rpc::Router`].
+//!
+//! The wire is that of Python hivemind 1.1.12 (TCP, noise, yamux; one substream per call). Everything of the network
+//! runs on one thread, `skep-net`, and its workers.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod behaviour;
+mod config;
+mod error;
+mod gate;
+pub mod identity;
+mod inbound;
+mod io;
+mod net;
+mod node;
+mod outbound;
+mod peers;
+mod slashless;
+mod status;
+mod streams;
+mod transport;
+
+pub use config::{NetConfig, NetLimits, NetTimeouts};
+pub use error::NetError;
+pub use net::{Net, parse_peer_address};
+pub use status::NetStatus;

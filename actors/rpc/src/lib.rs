@@ -2,12 +2,14 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod bans;
 mod call;
 mod error;
 mod router;
 mod service;
 mod transport;
 
+pub use bans::Bans;
 pub use call::{Answer, Body, Call, Inbound, Meta, RequestId, ServerLoad, TensorBody, TraceContext};
 pub use error::{RpcError, ServeError, Step};
 pub use router::Router;

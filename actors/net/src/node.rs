@@ -1,0 +1,402 @@
+//! The swarm's loop: listens, dials, looks for peers, keeps Kademlia's table to peers of ours.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    sync::Arc,
+};
+
+use futures::{FutureExt as _, StreamExt as _};
+use libp2p::{
+    Multiaddr, PeerId, Swarm, TransportError,
+    core::transport::ListenerId,
+    identify, kad, ping,
+    swarm::{
+        ConnectionId, DialError, SwarmEvent,
+        dial_opts::{DialOpts, PeerCondition},
+    },
+};
+use multiaddr::Protocol;
+use skep_kernel::{Deadline, time::before};
+use skep_rpc::{RpcError, Step};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, info};
+
+use crate::{
+    NetError,
+    behaviour::{Behaviour, BehaviourEvent, KAD},
+    net::Shared,
+    peers::Entry,
+};
+
+/// Callers that may wait for one peer at once.
+const MAX_WAITING: usize = 4096;
+
+/// What calls ask of the swarm.
+pub(crate) enum Command {
+    /// Connect to a peer wherever it is.
+    Reach { peer: PeerId, reply: oneshot::Sender<Result<(), RpcError>> },
+    /// Connect to a peer at one address.
+    Connect { peer: PeerId, address: Multiaddr, reply: oneshot::Sender<Result<(), NetError>> },
+}
+
+/// A peer that callers want to be connected to.
+#[derive(Default)]
+struct Reach {
+    waiting: Vec<oneshot::Sender<Result<(), RpcError>>>,
+    /// The query for its addresses, while it runs.
+    query: Option<kad::QueryId>,
+    /// Whether the network was asked already.
+    asked: bool,
+    /// Why the addresses that were known did not do.
+    dial_failure: Option<String>,
+}
+
+/// A dial to one address.
+struct Connecting {
+    address: Multiaddr,
+    reply: oneshot::Sender<Result<(), NetError>>,
+}
+
+/// The swarm and what it is busy with.
+pub(crate) struct Node {
+    swarm: Swarm<Behaviour>,
+    shared: Arc<Shared>,
+    commands: mpsc::Receiver<Command>,
+    reaching: BTreeMap<PeerId, Reach>,
+    connecting: HashMap<ConnectionId, Connecting>,
+}
+
+impl Node {
+    /// Binds the listen sockets; returns once each has an address.
+    pub(crate) async fn listen(
+        mut swarm: Swarm<Behaviour>,
+        shared: Arc<Shared>,
+        commands: mpsc::Receiver<Command>,
+    ) -> Result<Self, NetError> {
+        let config = &shared.config;
+        let wanted = if config.client_mode { &[][..] } else { &config.listen[..] };
+        let mut unbound: HashMap<ListenerId, Multiaddr> = HashMap::new();
+        for address in wanted {
+            let listener = swarm.listen_on(address.clone()).map_err(|error| listen_error(address, error))?;
+            unbound.insert(listener, address.clone());
+        }
+        for address in &config.announce {
+            swarm.add_external_address(without_peer(address.clone()));
+        }
+        let mut node = Self { swarm, shared, commands, reaching: BTreeMap::new(), connecting: HashMap::new() };
+        while !unbound.is_empty() {
+            let event = node.swarm.select_next_some().await;
+            match &event {
+                SwarmEvent::NewListenAddr { listener_id, .. } => drop(unbound.remove(listener_id)),
+                SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
+                    if let Some(address) = unbound.remove(listener_id) {
+                        let reason =
+                            reason.as_ref().err().map_or("the listener closed".to_owned(), ToString::to_string);
+                        return Err(NetError::Listen { address, source: io::Error::other(reason) });
+                    }
+                }
+                _ => {}
+            }
+            node.on_event(event);
+        }
+        // A wildcard's further interfaces report right behind the first.
+        while let Some(Some(event)) = node.swarm.next().now_or_never() {
+            node.on_event(event);
+        }
+        Ok(node)
+    }
+
+    /// Runs until told to stop; then answers what is being served, and closes connections, by the deadline.
+    pub(crate) async fn run(mut self, mut stop: mpsc::Receiver<Deadline>) {
+        let deadline = loop {
+            tokio::select! {
+                biased;
+                deadline = stop.recv() => break deadline,
+                command = self.commands.recv() => match command {
+                    Some(command) => self.on_command(command),
+                    // Unreachable while `shared` holds a sender, and a reason to stop all the same.
+                    None => break None,
+                },
+                () = self.shared.book.changed() => self.update_table(),
+                event = self.swarm.select_next_some() => self.on_event(event),
+            }
+        };
+        if let Some(deadline) = deadline {
+            let clock = self.shared.clock.clone();
+            if before(&*clock, deadline, self.drain()).await.is_err() {
+                info!("the network stopped before all calls were answered");
+            }
+        }
+    }
+
+    async fn drain(&mut self) {
+        let shared = self.shared.clone();
+        let mut idle = std::pin::pin!(shared.door.shut());
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut idle => break,
+                event = self.swarm.select_next_some() => self.on_event(event),
+            }
+        }
+        let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+        for peer in peers {
+            // An error says that the peer has just left.
+            let _left_already = self.swarm.disconnect_peer_id(peer);
+        }
+        while self.swarm.connected_peers().next().is_some() {
+            let event = self.swarm.select_next_some().await;
+            self.on_event(event);
+        }
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Reach { peer, reply } => self.reach(peer, reply),
+            Command::Connect { peer, address, reply } => self.connect(peer, address, reply),
+        }
+    }
+
+    fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::NewListenAddr { address, .. } => {
+                info!(%address, "listening");
+                self.shared.listening.write().expect(UNPOISONED).push(address);
+            }
+            SwarmEvent::ExpiredListenAddr { address, .. } => {
+                info!(%address, "no longer listening");
+                self.shared.listening.write().expect(UNPOISONED).retain(|known| *known != address);
+            }
+            SwarmEvent::ListenerClosed { addresses, reason, .. } => {
+                tracing::error!(?addresses, ?reason, "a listener closed");
+                self.shared.listening.write().expect(UNPOISONED).retain(|known| !addresses.contains(known));
+            }
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, .. } => {
+                if let Some(connecting) = self.connecting.remove(&connection_id) {
+                    let _caller_left = connecting.reply.send(Ok(()));
+                }
+                self.reached(peer_id);
+            }
+            SwarmEvent::OutgoingConnectionError { peer_id, connection_id, error } => {
+                if let Some(connecting) = self.connecting.remove(&connection_id) {
+                    let Connecting { address, reply } = connecting;
+                    let _caller_left = reply.send(Err(connect_error(address, error)));
+                } else if let Some(peer) = peer_id {
+                    self.on_dial_failure(peer, error);
+                }
+            }
+            SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
+                debug!(from = %send_back_addr, %error, "an incoming connection failed");
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. })) => {
+                let is_server = info.protocols.contains(&KAD);
+                self.shared.book.with(|book| book.identified(peer_id, info.listen_addrs, is_server));
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event { peer, connection, result: Err(error) })) => {
+                if matches!(error, ping::Failure::Timeout | ping::Failure::Other { .. }) {
+                    debug!(%peer, %error, "closing a connection that does not answer pings");
+                    self.swarm.close_connection(connection);
+                }
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Kad(kad::Event::OutboundQueryProgressed {
+                id,
+                result: kad::QueryResult::GetClosestPeers(result),
+                step,
+                ..
+            })) if step.last => self.on_query_end(id, result),
+            _ => {}
+        }
+    }
+
+    /// Brings Kademlia's table in line with the address book.
+    fn update_table(&mut self) {
+        let changes = self.shared.book.with(|book| book.take_changes());
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        for (peer, entry) in changes {
+            match entry {
+                Entry::Keep(addresses) => {
+                    for address in addresses {
+                        kad.add_address(&peer, address);
+                    }
+                }
+                Entry::Drop => drop(kad.remove_peer(&peer)),
+            }
+        }
+    }
+
+    fn connect(&mut self, peer: PeerId, address: Multiaddr, reply: oneshot::Sender<Result<(), NetError>>) {
+        if self.swarm.is_connected(&peer) {
+            let _caller_left = reply.send(Ok(()));
+            return;
+        }
+        let dial = DialOpts::peer_id(peer).addresses(vec![without_peer(address.clone())]);
+        let dial = dial.condition(PeerCondition::Always).build();
+        let id = dial.connection_id();
+        match self.swarm.dial(dial) {
+            Ok(()) => drop(self.connecting.insert(id, Connecting { address, reply })),
+            Err(error) => {
+                let _caller_left = reply.send(Err(connect_error(address, error)));
+            }
+        }
+    }
+
+    /// Concurrent callers share one dial.
+    fn reach(&mut self, peer: PeerId, reply: oneshot::Sender<Result<(), RpcError>>) {
+        if self.swarm.is_connected(&peer) {
+            let _caller_left = reply.send(Ok(()));
+            return;
+        }
+        let is_new = !self.reaching.contains_key(&peer);
+        let reach = self.reaching.entry(peer).or_default();
+        reach.waiting.retain(|reply| !reply.is_closed());
+        if reach.waiting.len() >= MAX_WAITING {
+            let reason = format!("{MAX_WAITING} calls wait for a connection already");
+            let _caller_left = reply.send(Err(RpcError::Unreachable { peer, step: Step::Dial, reason }));
+            return;
+        }
+        reach.waiting.push(reply);
+        if is_new {
+            self.dial(peer);
+        }
+    }
+
+    fn dial(&mut self, peer: PeerId) {
+        let addresses = self.shared.book.with(|book| book.addresses(peer));
+        let dial = DialOpts::peer_id(peer)
+            .addresses(addresses)
+            .extend_addresses_through_behaviour()
+            .condition(PeerCondition::DisconnectedAndNotDialing)
+            .build();
+        match self.swarm.dial(dial) {
+            Ok(()) => {}
+            Err(DialError::DialPeerConditionFalse(_)) if self.swarm.is_connected(&peer) => self.reached(peer),
+            // Somebody else's dial is under way; its end is ours too.
+            Err(DialError::DialPeerConditionFalse(_)) => {}
+            Err(error) => self.on_dial_failure(peer, error),
+        }
+    }
+
+    fn on_dial_failure(&mut self, peer: PeerId, error: DialError) {
+        let Some(reach) = self.reaching.get_mut(&peer) else { return };
+        if reach.query.is_some() {
+            // The query dials too; its end decides.
+            return;
+        }
+        let reason = dial_reason(&error);
+        debug!(%peer, %reason, "dialling failed");
+        match error {
+            DialError::NoAddresses => {}
+            DialError::Denied { .. } | DialError::LocalPeerId { .. } | DialError::Aborted => {
+                return self.failed(peer, Step::Dial, reason);
+            }
+            _ => reach.dial_failure = Some(reason),
+        }
+        if reach.asked {
+            let reason = reach.dial_failure.take();
+            return match reason {
+                Some(reason) => self.failed(peer, Step::Dial, reason),
+                None => self.failed(peer, Step::Resolve, "no peer we know knows its address".to_owned()),
+            };
+        }
+        reach.asked = true;
+        reach.query = Some(self.swarm.behaviour_mut().kad.get_closest_peers(peer));
+    }
+
+    fn on_query_end(&mut self, id: kad::QueryId, result: kad::GetClosestPeersResult) {
+        let Some(peer) = self.reaching.iter().find(|(_, reach)| reach.query == Some(id)).map(|(peer, _)| *peer) else {
+            return;
+        };
+        let peers = match result {
+            Ok(closest) => closest.peers,
+            Err(kad::GetClosestPeersError::Timeout { peers, .. }) => peers,
+        };
+        if let Some(found) = peers.into_iter().find(|found| found.peer_id == peer) {
+            self.shared.book.with(|book| book.found(peer, found.addrs));
+        }
+        if let Some(reach) = self.reaching.get_mut(&peer) {
+            reach.query = None;
+        }
+        self.dial(peer);
+    }
+
+    fn reached(&mut self, peer: PeerId) {
+        let Some(reach) = self.reaching.remove(&peer) else { return };
+        if let Some(mut query) = reach.query.and_then(|id| self.swarm.behaviour_mut().kad.query_mut(&id)) {
+            query.finish();
+        }
+        for reply in reach.waiting {
+            let _caller_left = reply.send(Ok(()));
+        }
+    }
+
+    fn failed(&mut self, peer: PeerId, step: Step, reason: String) {
+        for reply in self.reaching.remove(&peer).map(|reach| reach.waiting).unwrap_or_default() {
+            let _caller_left = reply.send(Err(RpcError::Unreachable { peer, step, reason: reason.clone() }));
+        }
+    }
+}
+
+const UNPOISONED: &str = "no panic while addresses are held";
+
+fn without_peer(address: Multiaddr) -> Multiaddr {
+    address.into_iter().filter(|part| !matches!(part, Protocol::P2p(_))).collect()
+}
+
+fn listen_error(address: &Multiaddr, error: TransportError<io::Error>) -> NetError {
+    let address = address.clone();
+    match error {
+        TransportError::MultiaddrNotSupported(_) => NetError::Unsupported { address },
+        TransportError::Other(source) => match root_kind(&source) {
+            io::ErrorKind::AddrInUse => NetError::AddressInUse { address },
+            io::ErrorKind::PermissionDenied => NetError::Permission { address },
+            io::ErrorKind::AddrNotAvailable => NetError::NotOurs { address },
+            _ => NetError::Listen { address, source },
+        },
+    }
+}
+
+/// The kind of the innermost I/O error: transports wrap what the operating system says.
+fn root_kind(error: &io::Error) -> io::ErrorKind {
+    let mut kind = error.kind();
+    let mut source: Option<&(dyn std::error::Error + 'static)> = error.get_ref().map(|inner| inner as _);
+    while let Some(inner) = source {
+        if let Some(inner) = inner.downcast_ref::<io::Error>() {
+            kind = inner.kind();
+        }
+        source = inner.source();
+    }
+    kind
+}
+
+fn connect_error(address: Multiaddr, error: DialError) -> NetError {
+    match error {
+        DialError::WrongPeerId { obtained, .. } => NetError::WrongPeer { address, found: obtained },
+        error => NetError::Dial { address, reason: dial_reason(&error) },
+    }
+}
+
+fn dial_reason(error: &DialError) -> String {
+    match error {
+        DialError::Transport(tried) => {
+            let lines =
+                tried.iter().map(|(address, error)| format!("{}: {}", without_peer(address.clone()), innermost(error)));
+            lines.collect::<Vec<_>>().join("; ")
+        }
+        DialError::WrongPeerId { obtained, address } => {
+            format!("{} is the address of another peer, {obtained}", without_peer(address.clone()))
+        }
+        DialError::Denied { cause } => innermost(cause),
+        DialError::NoAddresses => "no address is known".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// The words of the innermost cause; what wraps it repeats them.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}

@@ -1,0 +1,268 @@
+//! Calls of ours on hivemind's wire (wire document §2, §3).
+//!
+//! The write side stays open until the answer is there: a half-close cancels a call. Dropping a call's future resets its
+//! stream, which the peer takes as "the caller left".
+
+use std::{pin::pin, sync::Arc};
+
+use bytes::Bytes;
+use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use libp2p::PeerId;
+use prost::Message as _;
+use skep_kernel::time::before;
+use skep_rpc::{Answer, Body, Call, Inbound, RpcError, Service as _, Step, TensorBody};
+use skep_wire::{
+    DType, Framing, Method,
+    chunk::{Assembler, split_for_streaming},
+    frame::{
+        FrameError,
+        stream::{self, Frame},
+        unary::{self, UnaryMessage},
+    },
+    limits::MAX_UNARY_PAYLOAD,
+    proto::{
+        gather_request,
+        runtime::{ExpertResponse, Tensor},
+    },
+};
+
+use crate::{
+    io::{ReadError, read_body, read_stream_header, read_unary, write_segments},
+    net::Shared,
+    status::Counters,
+    streams::{OpenError, Opened},
+};
+
+/// Makes one call; it ends by its deadline.
+pub(crate) async fn call(shared: Arc<Shared>, call: Call) -> Result<Answer, RpcError> {
+    Counters::add(&shared.counters.calls_out);
+    let (peer, method, deadline) = (call.peer, call.method, call.meta.deadline);
+    let started = shared.clock.now();
+    let result = before(&*shared.clock, deadline, exchange(&shared, call)).await;
+    let result = result.unwrap_or(Err(RpcError::Deadline { peer, waited: deadline.moment().since(started) }));
+    note(&shared, peer, method, &result);
+    result
+}
+
+/// What a call's end says of the peer. A slow expert does not make a dead peer, a slow DHT node does.
+fn note(shared: &Shared, peer: PeerId, method: Method, result: &Result<Answer, RpcError>) {
+    let is_dht = matches!(method, Method::Ping | Method::Store | Method::Find);
+    match result {
+        Ok(_) | Err(RpcError::Remote { .. }) => {
+            shared.book.with(|book| book.vouch(peer));
+            shared.bans.succeeded(peer);
+        }
+        Err(RpcError::Unreachable { .. }) => shared.bans.failed(peer),
+        Err(RpcError::Deadline { .. }) if is_dht => shared.bans.failed(peer),
+        Err(_) => {}
+    }
+    if result.is_err() {
+        Counters::add(&shared.counters.calls_out_failed);
+    }
+}
+
+async fn exchange(shared: &Shared, call: Call) -> Result<Answer, RpcError> {
+    if call.peer == shared.local_peer {
+        return serve_ourselves(shared, call).await;
+    }
+    let (peer, method) = (call.peer, call.method);
+    // Sizes are checked before anything is dialled: an oversize request would block the writer for ever.
+    let request = Request::new(call)?;
+    let Opened { stream, slot } = open(shared, peer, method, request.framing()).await?;
+    let (reader, writer) = stream.split();
+    let body = match request {
+        Request::Unary { call_id, segments } => {
+            converse(writer, &segments, read_unary_answer(reader, method, call_id)).await
+        }
+        Request::Stream { segments } => {
+            let max_bytes = shared.config.limits.max_body_bytes;
+            converse(writer, &segments, read_stream_answer(reader, max_bytes)).await
+        }
+    };
+    drop(slot);
+    body.map(|body| Answer { body, load: None }).map_err(|failure| failure.of(peer))
+}
+
+/// A call to our own peer id: libp2p cannot dial itself, and need not.
+async fn serve_ourselves(shared: &Shared, call: Call) -> Result<Answer, RpcError> {
+    let Call { peer, method, body, meta } = call;
+    let inbound = Inbound { peer, method, body, meta, knows_overload: true };
+    shared.router.serve(inbound).await.map_err(|error| error.into_rpc(peer))
+}
+
+/// Opens a stream, connecting first if need be. A connection that closes meanwhile is replaced once.
+async fn open(shared: &Shared, peer: PeerId, method: Method, framing: Framing) -> Result<Opened, RpcError> {
+    let unreachable = |step, reason: String| RpcError::Unreachable { peer, step, reason };
+    let mut attempts_left = 2;
+    loop {
+        match shared.connections.open(peer, method, framing).await {
+            Ok(opened) => return Ok(opened),
+            Err(OpenError::NotConnected | OpenError::Closed) if attempts_left > 0 => {
+                attempts_left -= 1;
+                shared.reach(peer).await?;
+            }
+            Err(error @ OpenError::Unsupported(_)) => {
+                return Err(RpcError::Refused { peer, reason: error.to_string() });
+            }
+            Err(error) => return Err(unreachable(Step::OpenStream, error.to_string())),
+        }
+    }
+}
+
+/// A request as bytes.
+enum Request {
+    Unary { call_id: unary::CallId, segments: Vec<Bytes> },
+    Stream { segments: Vec<Bytes> },
+}
+
+impl Request {
+    fn new(call: Call) -> Result<Self, RpcError> {
+        let Call { peer, method, body, .. } = call;
+        match body {
+            Body::Message(bytes) => Self::unary(peer, method, vec![bytes]),
+            Body::Tensors(body) if raw_bytes(&body.tensors) > MAX_UNARY_PAYLOAD && method.stream_name().is_some() => {
+                Self::stream(body)
+            }
+            Body::Tensors(body) => Self::unary(peer, method, gather_request(&body.uid, &body.tensors)),
+        }
+        .map_err(|error| Failure::Frame(error).of(peer))
+    }
+
+    fn unary(peer: PeerId, method: Method, data: Vec<Bytes>) -> Result<Self, FrameError> {
+        let call_id: unary::CallId = rand::random();
+        let segments = unary::encode_request(&call_id, &peer.to_bytes(), method.unary_name(), data)?;
+        Ok(Self::Unary { call_id, segments })
+    }
+
+    fn stream(body: TensorBody) -> Result<Self, FrameError> {
+        let mut segments = Vec::new();
+        for piece in body.tensors.into_iter().flat_map(split_for_streaming) {
+            segments.extend(stream::encode_message(gather_request(&body.uid, &[piece]))?);
+        }
+        segments.push(Bytes::from_static(&stream::END));
+        Ok(Self::Stream { segments })
+    }
+
+    fn framing(&self) -> Framing {
+        match self {
+            Request::Unary { .. } => Framing::Unary,
+            Request::Stream { .. } => Framing::Stream,
+        }
+    }
+}
+
+/// Uncompressed bytes of what is sent: hivemind's measure for choosing the stream form (wire document §8.1).
+fn raw_bytes(tensors: &[Tensor]) -> usize {
+    let raw = |tensor: &Tensor| {
+        let element = DType::from_name(&tensor.dtype).map(DType::size)?;
+        tensor.size.iter().try_fold(element, |bytes, size| bytes.checked_mul(usize::try_from(*size).ok()?))
+    };
+    tensors.iter().fold(0, |sum: usize, tensor| sum.saturating_add(raw(tensor).unwrap_or(tensor.buffer.len())))
+}
+
+/// Why an exchange on an open stream brought no answer.
+#[derive(Debug)]
+enum Failure {
+    Remote(String),
+    Frame(FrameError),
+    Malformed(String),
+    Broken(String),
+}
+
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Frame(error) => Failure::Frame(error),
+            ReadError::Ended => Failure::Broken("the peer closed the stream without an answer".to_owned()),
+            ReadError::Io(error) => Failure::Broken(error.to_string()),
+        }
+    }
+}
+
+impl Failure {
+    fn of(self, peer: PeerId) -> RpcError {
+        match self {
+            Failure::Remote(text) => RpcError::Remote { text },
+            Failure::Frame(FrameError::TooLarge { size, limit }) => {
+                RpcError::TooLarge { size: usize::try_from(size).unwrap_or(usize::MAX), limit }
+            }
+            Failure::Frame(error @ FrameError::Truncated { .. }) => {
+                RpcError::Unreachable { peer, step: Step::Exchange, reason: error.to_string() }
+            }
+            Failure::Frame(error) => RpcError::Malformed { peer, reason: error.to_string() },
+            Failure::Malformed(reason) => RpcError::Malformed { peer, reason },
+            Failure::Broken(reason) => RpcError::Unreachable { peer, step: Step::Exchange, reason },
+        }
+    }
+}
+
+/// Writes the request while it reads the answer, for a server may refuse before it has read everything.
+async fn converse(
+    mut writer: impl AsyncWrite + Unpin,
+    segments: &[Bytes],
+    answer: impl Future<Output = Result<Body, Failure>>,
+) -> Result<Body, Failure> {
+    let mut answer = pin!(answer);
+    let written = {
+        let mut write = pin!(write_segments(&mut writer, segments));
+        tokio::select! {
+            biased;
+            early = &mut answer => return early,
+            written = &mut write => written,
+        }
+    };
+    let answer = answer.await;
+    if let (Err(Failure::Broken(_)), Err(error)) = (&answer, written) {
+        return Err(Failure::Broken(format!("writing the request: {error}")));
+    }
+    if let Err(error) = writer.close().await {
+        // The answer is complete; how the stream ends no longer matters.
+        tracing::trace!(%error, "closing a stream after its answer");
+    }
+    answer
+}
+
+async fn read_unary_answer(
+    mut reader: impl AsyncRead + Unpin,
+    method: Method,
+    call_id: unary::CallId,
+) -> Result<Body, Failure> {
+    let frame = read_unary(&mut reader).await?;
+    if frame.call_id != call_id {
+        return Err(Failure::Malformed("the answer belongs to another call".to_owned()));
+    }
+    match frame.message {
+        UnaryMessage::Response(data) if method.carries_tensors() => {
+            let response = ExpertResponse::decode(data).map_err(|error| Failure::Malformed(error.to_string()))?;
+            Ok(Body::Tensors(TensorBody { uid: String::new(), tensors: response.tensors }))
+        }
+        UnaryMessage::Response(data) => Ok(Body::Message(data)),
+        UnaryMessage::Error(text) => Err(Failure::Remote(text)),
+        UnaryMessage::Request { .. } => Err(Failure::Malformed("the answer is a request".to_owned())),
+    }
+}
+
+/// Reads message frames until the peer closes the stream; the end of the stream ends the answer.
+async fn read_stream_answer(mut reader: impl AsyncRead + Unpin, max_bytes: usize) -> Result<Body, Failure> {
+    let mut pieces = Assembler::new(max_bytes);
+    let mut any = false;
+    loop {
+        let header = match read_stream_header(&mut reader).await {
+            Err(ReadError::Ended) if any => break,
+            header => header?,
+        };
+        match Frame::decode(header.kind, read_body(&mut reader, header.len).await?).map_err(Failure::Frame)? {
+            Frame::Message(message) => {
+                any = true;
+                let response =
+                    ExpertResponse::decode(message).map_err(|error| Failure::Malformed(error.to_string()))?;
+                for piece in response.tensors {
+                    pieces.push(piece, header.len).map_err(|error| Failure::Malformed(error.to_string()))?;
+                }
+            }
+            Frame::Error(text) => return Err(Failure::Remote(text)),
+            Frame::End => return Err(Failure::Remote(String::new())),
+        }
+    }
+    Ok(Body::Tensors(TensorBody { uid: String::new(), tensors: pieces.finish() }))
+}
