@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use skep_kernel::{Capacity, Rows};
 
-/// How a server batches, waits and announces. Unknown keys are refused.
+/// How a server batches and waits. Unknown keys are refused. How often its experts are announced is the DHT's to say.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServerConfig {
@@ -29,12 +29,6 @@ pub struct ServerConfig {
     pub legacy_deadline: Duration,
     /// Whether tensors with a NaN or an infinity in them are refused at the door.
     pub check_finite: bool,
-    /// Time between two announcements of the experts, in seconds.
-    #[serde(with = "seconds")]
-    pub update_period: Duration,
-    /// How long an announcement holds, in seconds; 0 stands for 2 × `update_period`, at least 3.
-    #[serde(with = "seconds")]
-    pub expiration: Duration,
     /// Request ids of backward calls that are remembered at the most, so that a repeated one is applied once.
     pub remembered_requests: usize,
     /// Bytes of answers that are remembered with them.
@@ -52,8 +46,6 @@ impl Default for ServerConfig {
             executors: 0,
             legacy_deadline: Duration::from_secs(300),
             check_finite: false,
-            update_period: Duration::from_secs(30),
-            expiration: Duration::ZERO,
             remembered_requests: 65_536,
             remembered_bytes: 64 << 20,
         }
@@ -89,9 +81,6 @@ impl ServerConfig {
                 "a whole batch must fit: at least max_batch_size",
             );
         }
-        if self.update_period.is_zero() {
-            return fail("update_period", "0".into(), "experts are announced again and again");
-        }
         if self.legacy_deadline.is_zero() {
             return fail("legacy_deadline", "0".into(), "no call could be answered");
         }
@@ -110,11 +99,6 @@ impl ServerConfig {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         }
-    }
-
-    /// How long an announcement holds (wire document §7.2).
-    pub fn announcement_life(&self) -> Duration {
-        if self.expiration.is_zero() { (self.update_period * 2).max(Duration::from_secs(3)) } else { self.expiration }
     }
 }
 
@@ -144,7 +128,6 @@ mod tests {
         let config = ServerConfig::default();
         assert_eq!(config.validate(), Ok(()));
         assert_eq!(config.capacity().rows, Rows(4 * 4096));
-        assert_eq!(config.announcement_life(), Duration::from_secs(60));
     }
 
     #[test]

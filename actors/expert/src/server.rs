@@ -1,15 +1,18 @@
 //! [`Server`]: hosts many experts, serves calls to them and keeps them visible in the DHT.
 
-mod announce;
 mod directory;
 mod handler;
 mod placement;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use actix::Actor;
 use serde::Serialize;
-use skep_dht::Dht;
+use skep_dht::{Announcer, Dht};
 use skep_kernel::{Deadline, SharedClock, Spawner, Tombstone, time::before};
 use skep_rpc::Router;
 use skep_wire::{ExpertUid, Method};
@@ -22,7 +25,6 @@ use crate::{
     BackendError, BackendFactory, ConfigError, Cost, ExpertActor, ExpertHandle, ExpertStatus, ServerConfig,
     actor::expert_inbox, executor::ExecutorGroup, handle::build::build, task::InFlight,
 };
-use announce::Announcing;
 use directory::Directory;
 use handler::RequestHandler;
 
@@ -142,7 +144,8 @@ struct Shared {
     directory: Directory,
     calls: Arc<InFlight>,
     phase: watch::Sender<Phase>,
-    trouble: watch::Sender<Option<String>>,
+    /// There once experts are built, given a DHT.
+    announcer: OnceLock<Announcer>,
 }
 
 impl Server {
@@ -169,7 +172,6 @@ impl Server {
                 .map_err(|error| ServerError::Threads(error.to_string()))?,
             Executors::Inline { cost } => ExecutorGroup::inline(clock.clone(), &spawner, n, cost),
         };
-        let trouble = dht.as_ref().map(|_| "experts are not announced yet".to_owned());
         let server = Self(Arc::new(Shared {
             clock,
             dht,
@@ -180,7 +182,7 @@ impl Server {
             directory: Directory::default(),
             calls: Arc::default(),
             phase: watch::Sender::new(Phase::Building),
-            trouble: watch::Sender::new(trouble),
+            announcer: OnceLock::new(),
         }));
         if spawner.spawn(server.0.clone().live(experts)) { Ok(server) } else { Err(ServerError::RuntimeStopped) }
     }
@@ -188,20 +190,19 @@ impl Server {
     /// Completes once all experts are built, calls are served, and, given a DHT, the experts' records are stored.
     /// On the deadline the error says what is missing; the server goes on trying.
     pub async fn ready(&self, deadline: Deadline) -> Result<(), ServerError> {
-        let (mut phase, mut trouble) = (self.0.phase.subscribe(), self.0.trouble.subscribe());
-        let work = async {
-            let built = phase.wait_for(|phase| *phase != Phase::Building).await;
-            match built.expect("the server holds the sender").clone() {
-                Phase::Failed(error) => return Err(error),
-                Phase::Stopping | Phase::Stopped => return Err(ServerError::Stopping),
-                Phase::Building | Phase::Serving => {}
+        let mut phase = self.0.phase.subscribe();
+        let built = phase.wait_for(|phase| *phase != Phase::Building);
+        match before(&*self.0.clock, deadline, async { built.await.map(|phase| phase.clone()) }).await {
+            Ok(Ok(Phase::Failed(error))) => return Err(error),
+            Ok(Ok(Phase::Building | Phase::Serving)) => {}
+            Ok(Ok(Phase::Stopping | Phase::Stopped) | Err(_)) => return Err(ServerError::Stopping),
+            Err(_) => return Err(ServerError::NotReady("experts are still being built".to_owned())),
+        }
+        match self.0.announcer.get() {
+            Some(announcer) => {
+                announcer.ready(deadline).await.map_err(|error| ServerError::NotReady(error.to_string()))
             }
-            trouble.wait_for(Option::is_none).await.expect("the server holds the sender");
-            Ok(())
-        };
-        match before(&*self.0.clock, deadline, work).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(ServerError::NotReady(self.0.missing().unwrap_or_default())),
+            None => Ok(()),
         }
     }
 
@@ -261,24 +262,29 @@ impl Shared {
                 calls: self.calls.clone(),
             };
             self.router.route(&METHODS, Arc::new(handler));
-            self.enter(Phase::Serving);
-            if let Some(dht) = self.dht.clone() {
-                let announcing = Announcing {
-                    dht,
-                    directory: self.directory.clone(),
-                    clock: self.clock.clone(),
-                    period: self.config.update_period,
-                    life: self.config.announcement_life(),
-                    seed: self.seed,
-                    trouble: self.trouble.clone(),
-                };
-                announcing.run().await;
+            let announcer = self.dht.clone().map(|dht| Announcer::start_unsupervised(dht, self.seed));
+            if let Some(announcer) = announcer {
+                let announcer = self.announcer.get_or_init(|| announcer);
+                announcer.add(self.directory.serving());
+                self.enter(Phase::Serving);
+                self.follow_changes(announcer).await;
             }
+            self.enter(Phase::Serving);
         };
         tokio::select! {
             biased;
             _ = phase.wait_for(|phase| matches!(phase, Phase::Stopping | Phase::Stopped)) => {}
             () = work => {}
+        }
+    }
+
+    /// Keeps those announced that serve: poisoned experts leave, reloaded ones come back.
+    async fn follow_changes(&self, announcer: &Announcer) {
+        loop {
+            self.directory.changed().await;
+            let serving = self.directory.serving();
+            announcer.remove(announcer.uids().into_iter().filter(|uid| !serving.contains(uid)));
+            announcer.add(serving);
         }
     }
 
@@ -317,7 +323,11 @@ impl Shared {
             Phase::Building => Some("experts are being built".to_owned()),
             Phase::Failed(error) => Some(error.to_string()),
             Phase::Stopping | Phase::Stopped => Some("the server is stopping".to_owned()),
-            Phase::Serving => self.trouble.borrow().clone(),
+            Phase::Serving => {
+                let announced = self.announcer.get()?.announced();
+                let text = format!("{} of {} experts are announced", announced.stored, announced.wanted);
+                (!announced.ready).then_some(text)
+            }
         }
     }
 
@@ -346,12 +356,9 @@ impl Shared {
     }
 
     async fn withdraw(&self, deadline: Deadline) {
-        let (Some(dht), experts) = (&self.dht, self.directory.all()) else { return };
-        let uids: Vec<ExpertUid> = experts.iter().map(|expert| expert.uid().clone()).collect();
-        if uids.is_empty() {
-            return;
-        }
-        if let Err(error) = dht.withdraw_experts(uids, deadline).await {
+        if let Some(announcer) = self.announcer.get()
+            && let Err(error) = announcer.stop(deadline).await
+        {
             warn!(%error, "experts are not withdrawn; their records expire");
         }
     }
