@@ -6,11 +6,11 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Context, SpawnHandle, WrapFuture};
+use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, SpawnHandle, WrapFuture};
 use libp2p_identity::PeerId;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use skep_kernel::{Deadline, Exit, Moment, Reply, Tombstone, time::before};
+use skep_kernel::{Deadline, Exit, Moment, Reply, Stop, Tombstone, pump, time::before};
 use skep_rpc::{Answer, Body, Call, Meta, RequestId, RpcError, ServeError, SharedTransport};
 use skep_wire::Method;
 use tracing::{info, warn};
@@ -111,17 +111,6 @@ impl DhtActor {
                 Some(command) => actor.on_command(command, ctx),
                 None => actor.finish(ctx),
             }
-        }));
-    }
-
-    /// Waits for the next inbound call; they are never held back, as other nodes may wait for each other.
-    fn read_inbound(&mut self, ctx: &mut Context<Self>) {
-        let shared = self.shared.clone();
-        let next = async move { shared.inbound.next().await };
-        ctx.spawn(next.into_actor(self).map(|call, actor, ctx| {
-            let Some(call) = call else { return };
-            actor.on_inbound(call, ctx);
-            actor.read_inbound(ctx);
         }));
     }
 
@@ -261,7 +250,7 @@ impl DhtActor {
 
     fn finish(&mut self, ctx: &mut Context<Self>) {
         self.tombstone.write(Exit::Finished);
-        actix::ActorContext::stop(ctx);
+        ctx.stop();
     }
 }
 
@@ -311,6 +300,15 @@ impl Actor for DhtActor {
         });
         self.shared.starts.send_modify(|starts| *starts += 1);
         self.step(Input::Tick, ctx);
-        self.read_inbound(ctx);
+        // Never held back, as nodes may wait for each other.
+        pump(ctx, self.shared.inbound.clone(), Self::on_inbound);
+    }
+}
+
+impl Handler<Stop> for DhtActor {
+    type Result = ();
+
+    fn handle(&mut self, _stop: Stop, ctx: &mut Context<Self>) {
+        self.finish(ctx);
     }
 }

@@ -8,9 +8,9 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, WrapFuture};
+use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
 use serde::Serialize;
-use skep_kernel::{Deadline, Exit, Moment, Tombstone, time::before};
+use skep_kernel::{Deadline, Exit, Moment, Stop, Tombstone, time::before};
 use skep_wire::ExpertUid;
 use tokio::sync::watch;
 use tracing::{debug, warn};
@@ -255,9 +255,22 @@ impl Actor for AnnouncerActor {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         self.shared.state().schedule.all_due(self.shared.dht.clock().now());
-        ctx.spawn(self.shared.clone().run().into_actor(self).map(|(), actor, ctx| {
-            actor.tombstone.write(Exit::Finished);
-            ctx.stop();
-        }));
+        ctx.spawn(self.shared.clone().run().into_actor(self).map(|(), actor, ctx| actor.finish(ctx)));
+    }
+}
+
+impl AnnouncerActor {
+    fn finish(&mut self, ctx: &mut Context<Self>) {
+        self.tombstone.write(Exit::Finished);
+        ctx.stop();
+    }
+}
+
+impl Handler<Stop> for AnnouncerActor {
+    type Result = ();
+
+    /// The records stay until they expire: whoever stops for good calls [`Announcer::stop`] first.
+    fn handle(&mut self, _stop: Stop, ctx: &mut Context<Self>) {
+        self.finish(ctx);
     }
 }

@@ -11,3 +11,6 @@ pub(crate) mod routing;
 pub(crate) mod search;
 pub(crate) mod storage;
 pub(crate) mod timed;
+
+#[cfg(test)]
+mod vectors;

@@ -6,6 +6,8 @@ mod handover;
 mod join;
 mod put;
 mod serve;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, VecDeque},

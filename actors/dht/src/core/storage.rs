@@ -356,3 +356,126 @@ fn is_acceptable(expiration: WallTime, now: WallTime) -> bool {
 fn cost(place: &Place, value: &Bytes) -> usize {
     OVERHEAD + place.0.0.len() + place.1.as_ref().map_or(0, Bytes::len) + value.len()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: WallTime = WallTime(1000.0);
+
+    fn limits(records: usize) -> Limits {
+        Limits { records, bytes: 1 << 20, bytes_per_key: 1 << 19 }
+    }
+
+    fn put(storage: &mut Storage, n: usize, expiration: f64, owner: Option<PeerId>) -> bool {
+        let key = DhtId::of_bytes(&n.to_be_bytes());
+        storage.store(NOW, key, Bytes::from_static(b"value"), WallTime(expiration), owner)
+    }
+
+    #[test]
+    fn a_full_storage_refuses_newcomers_and_still_updates() {
+        let mut storage = Storage::new(WhenFull::Refuse, limits(4));
+        assert!((0..4).all(|n| put(&mut storage, n, 2000.0, None)));
+        assert!(!put(&mut storage, 4, 9000.0, None));
+        assert!(put(&mut storage, 0, 2001.0, None), "a newer value takes the place of the older one");
+        assert_eq!(storage.records(), 4);
+    }
+
+    #[test]
+    fn one_peer_fills_at_most_a_quarter() {
+        let mut storage = Storage::new(WhenFull::Refuse, limits(40));
+        let (greedy, other) = (PeerId::random(), PeerId::random());
+        assert_eq!((0..40).filter(|n| put(&mut storage, *n, 2000.0, Some(greedy))).count(), 10);
+        assert!(put(&mut storage, 100, 2000.0, Some(other)));
+        storage.expire(WallTime(3000.0));
+        assert!(put(&mut storage, 101, 4000.0, Some(greedy)), "what has expired no longer counts");
+    }
+
+    #[test]
+    fn a_quarter_counts_bytes_too() {
+        let mut storage = Storage::new(WhenFull::Refuse, Limits { records: 1000, bytes: 4000, bytes_per_key: 4000 });
+        let value = Bytes::from(vec![0; 950]);
+        let peer = Some(PeerId::random());
+        assert!(!storage.store(NOW, DhtId([1; 20]), value.clone(), WallTime(2000.0), peer));
+        assert!(storage.store(NOW, DhtId([1; 20]), value, WallTime(2000.0), None));
+    }
+
+    #[test]
+    fn a_cache_evicts_what_expires_first() {
+        let mut cache = Storage::new(WhenFull::EvictEarliest, limits(3));
+        for (n, expiration) in [(0, 1500.0), (1, 1200.0), (2, 1900.0), (3, 1700.0)] {
+            assert!(put(&mut cache, n, expiration, None));
+        }
+        assert!(!cache.contains(&DhtId::of_bytes(&1usize.to_be_bytes())));
+        assert!(!put(&mut cache, 4, 1100.0, None), "a newcomer that would be first to go does not enter");
+        assert_eq!(cache.records(), 3);
+    }
+
+    #[test]
+    fn one_key_holds_bounded_bytes() {
+        let mut storage = Storage::new(WhenFull::Refuse, Limits { bytes_per_key: 1000, ..limits(1000) });
+        let key = DhtId([7; 20]);
+        let stored = (0..100u8)
+            .filter(|n| {
+                let subkey = Bytes::from(vec![*n]);
+                storage.store_item(NOW, key, subkey, Bytes::from_static(b"v"), WallTime(2000.0), None)
+            })
+            .count();
+        assert_eq!(stored, 1000 / (OVERHEAD + 20 + 1 + 1));
+    }
+
+    #[test]
+    fn every_item_of_a_dictionary_is_tried() {
+        let mut storage = Storage::new(WhenFull::Refuse, limits(100));
+        let key = DhtId([7; 20]);
+        let item = |expiration| Timed { value: Bytes::from_static(b"v"), expiration: WallTime(expiration) };
+        let subkey = |n: u8| Bytes::from(vec![n]);
+        assert!(storage.store_item(NOW, key, subkey(0), Bytes::new(), WallTime(3000.0), None));
+        let items = BTreeMap::from([(subkey(0), item(2000.0)), (subkey(1), item(2000.0))]);
+        assert!(!storage.store_dictionary(NOW, key, &items, None), "the first item is older than ours");
+        let Some(Timed { value: Stored::Dictionary(held), .. }) = storage.get(NOW, &key) else {
+            panic!("a dictionary")
+        };
+        assert_eq!(held.keys().cloned().collect::<Vec<_>>(), [subkey(0), subkey(1)]);
+    }
+
+    #[test]
+    fn expirations_that_are_no_time_are_refused() {
+        let mut storage = Storage::new(WhenFull::Refuse, limits(10));
+        assert!(!put(&mut storage, 0, f64::NAN, None));
+        assert!(!put(&mut storage, 0, f64::NEG_INFINITY, None));
+        assert_eq!(storage.records(), 0);
+    }
+
+    #[test]
+    fn accounts_balance_whatever_happens() {
+        let mut storage = Storage::new(WhenFull::EvictEarliest, limits(50));
+        let peers: Vec<Option<PeerId>> = vec![None, Some(PeerId::random()), Some(PeerId::random())];
+        let mut now = 1000.0;
+        for step in 0..5000usize {
+            let random = step.wrapping_mul(2_654_435_761) >> 7;
+            let key = DhtId([(random % 23) as u8; 20]);
+            let expiration = WallTime(now + (random % 97) as f64);
+            let owner = peers[random % 3];
+            let value = Bytes::from(vec![0; random % 50]);
+            match random % 5 {
+                0 | 1 => drop(storage.store(WallTime(now), key, value, expiration, owner)),
+                _ => {
+                    let subkey = Bytes::from(vec![(random % 7) as u8]);
+                    storage.store_item(WallTime(now), key, subkey, value, expiration, owner);
+                }
+            }
+            now += 0.25;
+            let places: Vec<Place> = storage.entries.keys().flat_map(|key| storage.places(key)).collect();
+            assert_eq!(storage.total.records, places.len());
+            assert_eq!(storage.total.bytes, places.iter().map(|place| storage.cost_at(place)).sum::<usize>());
+            assert_eq!(storage.by_expiry.len(), places.len());
+            let per_peer: usize = storage.per_peer.values().map(|used| used.records).sum();
+            let owned = places.iter().filter(|place| storage.held(place).unwrap().owner.is_some()).count();
+            assert_eq!(per_peer, owned);
+        }
+        storage.expire(WallTime(1e9));
+        assert_eq!((storage.records(), storage.bytes()), (0, 0));
+        assert!(storage.per_peer.is_empty() && storage.by_expiry.is_empty());
+    }
+}
