@@ -150,9 +150,13 @@ impl Shared {
     }
 
     fn report(&self) {
-        let status = self.dht.status();
-        let (wanted, stored, elsewhere) = self.state().schedule.counts();
-        let ready = status.joined && stored == wanted && (elsewhere == wanted || status.nodes == 0);
+        let joined = self.dht.status().joined;
+        let (counts, settled) = {
+            let state = self.state();
+            (state.schedule.counts(), state.schedule.is_settled())
+        };
+        let (wanted, stored, elsewhere) = counts;
+        let ready = joined && settled;
         self.announced.send_replace(Announced { wanted, stored, elsewhere, ready });
     }
 
@@ -163,6 +167,7 @@ impl Shared {
         let mut starts = self.dht.shared.starts.subscribe();
         loop {
             changes.mark_unchanged();
+            self.report();
             if self.state().is_stopping {
                 return;
             }

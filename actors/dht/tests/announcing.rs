@@ -87,3 +87,28 @@ fn many_experts_travel_in_few_calls() {
         assert!(sim.network().delivered(Method::Store) - before < 20);
     });
 }
+
+#[test]
+fn without_experts_joining_is_enough() {
+    Sim::with_seed(5).run(|sim| async move {
+        let members = members(&sim, 2).await;
+        let announcer = Announcer::start_unsupervised(members[1].clone(), 7);
+        announcer.ready(within(&sim, 1)).await.unwrap();
+    });
+}
+
+#[test]
+fn a_node_that_was_alone_stays_ready_when_others_come() {
+    Sim::with_seed(6).run(|sim| async move {
+        let first = member(&sim, 1, &[]);
+        let announcer = Announcer::start_unsupervised(first.clone(), 7);
+        announcer.add(uids(&["expert.0"]));
+        announcer.ready(within(&sim, 1)).await.unwrap();
+        let second = member(&sim, 2, &[first.local_peer()]);
+        second.joined(within(&sim, 5)).await.unwrap();
+        announcer.add(uids(&["expert.1"]));
+        sim.advance(Duration::from_secs(1)).await;
+        assert!(announcer.announced().ready);
+        assert!(second.status().records >= 4, "the first expert's records were handed over");
+    });
+}

@@ -14,6 +14,8 @@ struct Entry {
     due: Moment,
     failures: u32,
     last: Outcome,
+    /// The last announcement was good enough.
+    settled: bool,
 }
 
 /// Experts and when each is due.
@@ -32,7 +34,7 @@ impl Schedule {
     }
 
     pub fn add(&mut self, uid: ExpertUid, now: Moment) {
-        self.entries.entry(uid).or_insert(Entry { due: now, failures: 0, last: Outcome::default() });
+        self.entries.entry(uid).or_insert(Entry { due: now, failures: 0, last: Outcome::default(), settled: false });
     }
 
     pub fn remove(&mut self, uid: &ExpertUid) -> bool {
@@ -73,7 +75,8 @@ impl Schedule {
         for (uid, outcome) in outcomes {
             let Some(entry) = self.entries.get_mut(uid) else { continue };
             entry.last = *outcome;
-            if outcome.stored && (outcome.elsewhere || alone) {
+            entry.settled = outcome.stored && (outcome.elsewhere || alone);
+            if entry.settled {
                 entry.failures = 0;
                 entry.due = next;
             } else {
@@ -90,10 +93,15 @@ impl Schedule {
         entry.due = now + backoff.mul_f64(jitter);
     }
 
-    /// Experts in all, stored ones, and those stored elsewhere.
+    /// Experts in all, those stored, those stored elsewhere.
     pub fn counts(&self) -> (usize, usize, usize) {
         let stored = self.entries.values().filter(|entry| entry.last.stored).count();
         let elsewhere = self.entries.values().filter(|entry| entry.last.elsewhere).count();
         (self.entries.len(), stored, elsewhere)
+    }
+
+    /// Whether every expert was last announced well enough.
+    pub fn is_settled(&self) -> bool {
+        self.entries.values().all(|entry| entry.settled)
     }
 }

@@ -32,8 +32,10 @@ pub(crate) struct Malformed {
     pub reason: String,
 }
 
-/// Keys that one call may name.
-pub(crate) const MAX_KEYS_PER_CALL: usize = 4096;
+/// Entries of one store call.
+const MAX_RECORDS: usize = 4096;
+/// Keys of one find call, each of which is a search through the table.
+const MAX_KEYS: usize = 512;
 /// Neighbours that are read from one result.
 const MAX_NEIGHBOURS: usize = 64;
 /// What an answer may hold: a frame, less what surrounds the answer in it.
@@ -72,7 +74,7 @@ impl Request {
             }
             Method::Find => {
                 let find = FindRequest::decode(body).map_err(protobuf)?;
-                check_count(find.keys.len()).map_err(malformed)?;
+                check_count(find.keys.len(), MAX_KEYS).map_err(malformed)?;
                 let keys = find.keys.iter().map(read_id).collect::<Result<_, _>>().map_err(malformed)?;
                 (find.peer, Ask::Find(keys))
             }
@@ -116,7 +118,7 @@ impl Response {
             }
             Method::Find => {
                 let find = FindResponse::decode(body).map_err(protobuf)?;
-                check_count(find.results.len()).map_err(malformed)?;
+                check_count(find.results.len(), MAX_KEYS).map_err(malformed)?;
                 (find.peer, Tell::Find(find.results.iter().map(read_finding).collect()))
             }
             other => return Err(Malformed { method: other, reason: "no method of the DHT".to_owned() }),
@@ -145,9 +147,9 @@ fn read_id(bytes: &Bytes) -> Result<DhtId, String> {
     DhtId::from_slice(bytes).ok_or_else(|| format!("an id of {} bytes instead of 20", bytes.len()))
 }
 
-fn check_count(count: usize) -> Result<(), String> {
-    if count > MAX_KEYS_PER_CALL {
-        return Err(format!("{count} entries, over the limit of {MAX_KEYS_PER_CALL}"));
+fn check_count(count: usize, limit: usize) -> Result<(), String> {
+    if count > limit {
+        return Err(format!("{count} entries, over the limit of {limit}"));
     }
     Ok(())
 }
@@ -176,7 +178,7 @@ fn store_request(records: &[Record], peer: Option<NodeInfo>) -> StoreRequest {
 
 fn read_records(store: &StoreRequest) -> Result<Vec<Record>, String> {
     let count = store.keys.len();
-    check_count(count)?;
+    check_count(count, MAX_RECORDS)?;
     let lengths = [store.subkeys.len(), store.values.len(), store.expiration_time.len(), store.in_cache.len()];
     if lengths.iter().any(|len| *len != count) {
         return Err(format!("{count} keys beside lists of {lengths:?} entries"));
@@ -188,7 +190,8 @@ fn read_records(store: &StoreRequest) -> Result<Vec<Record>, String> {
             let content = match SubkeyTag::parse(&store.subkeys[i]) {
                 SubkeyTag::Regular => Content::Regular { value, expiration },
                 SubkeyTag::Subkey(subkey) => Content::Item { subkey, value, expiration },
-                SubkeyTag::Dictionary => Content::Dictionary(read_dictionary(&value)?),
+                // An unreadable one counts as empty, which is refused: the other entries are not to blame.
+                SubkeyTag::Dictionary => Content::Dictionary(read_dictionary(&value).unwrap_or_default()),
             };
             Ok(Record { key: read_id(&store.keys[i])?, content, in_cache: store.in_cache[i] })
         })

@@ -57,7 +57,7 @@ impl RoutingTable {
             if bucket.update(node) {
                 return None;
             }
-            let may_split = bucket.has_in_range(&self.own) || bucket.depth() % self.depth_modulo != 0;
+            let may_split = bucket.has_in_range(&self.own) || !bucket.depth().is_multiple_of(self.depth_modulo);
             if !may_split || !bucket.can_split() {
                 return bucket.next_to_check();
             }

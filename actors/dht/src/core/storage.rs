@@ -132,8 +132,8 @@ impl Storage {
         self.insert(place, Held { value, expiration, owner }, &replaced)
     }
 
-    /// Stores every item of a dictionary that is newer than ours; tells whether all of them were. hivemind stops at the
-    /// first that is not.
+    /// Stores every item of a dictionary that is newer than ours; tells whether there were any and all of them were.
+    /// hivemind stops at the first that is not.
     pub fn store_dictionary(
         &mut self,
         now: WallTime,
@@ -145,7 +145,7 @@ impl Storage {
             .iter()
             .map(|(subkey, item)| self.store_item(now, key, subkey.clone(), item.value.clone(), item.expiration, owner))
             .collect();
-        outcomes.iter().all(|stored| *stored)
+        !outcomes.is_empty() && outcomes.iter().all(|stored| *stored)
     }
 
     /// Stores a value of either kind.

@@ -29,7 +29,10 @@ const KEYS_PER_TURN: usize = 256;
 
 impl Node {
     pub(super) fn start_handover(&mut self, to: Contact) {
-        if self.storage.records() == 0 || self.config.client_mode || self.handovers.len() >= MAX_HANDOVERS {
+        // A peer that shows one id after the other is served once at a time.
+        let is_served = self.handovers.values().any(|handover| handover.to.peer == to.peer);
+        let is_full = is_served || self.handovers.len() >= MAX_HANDOVERS;
+        if self.storage.records() == 0 || self.config.client_mode || is_full {
             return;
         }
         let id = self.fresh_id();

@@ -226,7 +226,8 @@ fn any_value_ends_a_search_and_the_latest_needs_the_whole_one() {
     world.store(peer(2), vec![item("key", "old", 2000.0)]);
     let newer = Record::of_item(&item("key", "new", 2500.0));
     let key = DhtId::of_text("key");
-    let farther = world.nodes.values().filter(|node| node.storage.contains(&key)).map(|n| n.local_peer).last().unwrap();
+    let farther =
+        world.nodes.values().filter(|node| node.storage.contains(&key)).map(|n| n.local_peer).next_back().unwrap();
     let request = Request { sender: None, ask: Ask::Store(vec![newer]) };
     let node = world.node(farther);
     node.handle(Moment::START, WallTime(1000.0), Input::Inbound { ticket: 0, peer: peer(77), request });
