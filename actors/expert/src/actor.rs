@@ -1,14 +1,14 @@
 //! [`ExpertActor`]: owns one expert's life.
 
-use actix::{Actor, ActorContext, AsyncContext, Context, WrapFuture, fut::ActorFutureExt};
-use skep_kernel::{Deadline, Exit, Inbox, Reply, Tombstone};
+use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
+use skep_kernel::{Deadline, Exit, Inbox, Reply, Stop, Tombstone, pump};
 use skep_wire::ExpertInfo;
 use tracing::{debug, warn};
 
 use crate::{BackendError, ExpertHandle, ExpertState, ExpertStatus, Snapshot};
 
 /// Questions to one expert's actor that may wait.
-const INBOX: usize = 64;
+pub(crate) const INBOX: usize = 64;
 
 /// What an [`ExpertActor`] is asked.
 pub enum ExpertMessage {
@@ -25,26 +25,20 @@ pub enum ExpertMessage {
     Stop(Deadline, Reply<bool>),
 }
 
-/// The inbox of an expert's actor.
+/// Questions to an expert's actor, in line. It outlives the actor.
 pub type ExpertInbox = Inbox<ExpertMessage>;
 
-/// An empty inbox for one expert.
-pub fn expert_inbox() -> ExpertInbox {
-    Inbox::bounded(INBOX)
-}
-
-/// Answers questions about one expert and ends with it. Work does not pass through it: tasks go to the mailboxes of its
-/// [`ExpertHandle`], which outlive it.
+/// Answers questions about one expert, one after the other, and ends with it. Work does not pass through it: tasks go to
+/// the mailboxes behind the [`ExpertHandle`], which outlive it.
 pub struct ExpertActor {
     expert: ExpertHandle,
-    inbox: ExpertInbox,
     tombstone: Tombstone,
 }
 
 impl ExpertActor {
-    /// An actor that reads `inbox` and reports its end on `tombstone`.
-    pub fn new(expert: ExpertHandle, inbox: ExpertInbox, tombstone: Tombstone) -> Self {
-        Self { expert, inbox, tombstone }
+    /// An actor that reads the expert's inbox and reports its end on `tombstone`.
+    pub fn new(expert: ExpertHandle, tombstone: Tombstone) -> Self {
+        Self { expert, tombstone }
     }
 }
 
@@ -52,31 +46,37 @@ impl Actor for ExpertActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        ctx.spawn(serve(self.expert.clone(), self.inbox.clone()).into_actor(self));
-        let ended = ended(self.expert.clone()).into_actor(self);
-        ctx.spawn(ended.map(|(), actor, ctx| {
+        pump(ctx, self.expert.inbox(), |actor, message, ctx| {
+            ctx.wait(answer(actor.expert.clone(), message).into_actor(actor));
+        });
+        ctx.spawn(ended(self.expert.clone()).into_actor(self).map(|(), actor, ctx| {
             actor.tombstone.write(Exit::Finished);
             ctx.stop();
         }));
     }
 }
 
-/// Answers messages one after the other.
-async fn serve(expert: ExpertHandle, inbox: ExpertInbox) {
-    while let Some(message) = inbox.next().await {
-        match message {
-            ExpertMessage::Info(reply) => reply.send(expert.info().clone()),
-            ExpertMessage::Stats(reply) => reply.send(expert.status()),
-            ExpertMessage::Save(deadline, reply) => reply.send(expert.save(deadline).await),
-            ExpertMessage::Reload(snapshot, deadline, reply) => {
-                let outcome = expert.reload(snapshot, deadline).await;
-                if let Err(error) = &outcome {
-                    warn!(uid = %expert.uid(), %error, "expert is not reloaded");
-                }
-                reply.send(outcome);
+impl Handler<Stop> for ExpertActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
+        ctx.stop();
+    }
+}
+
+async fn answer(expert: ExpertHandle, message: ExpertMessage) {
+    match message {
+        ExpertMessage::Info(reply) => reply.send(expert.info().clone()),
+        ExpertMessage::Stats(reply) => reply.send(expert.status()),
+        ExpertMessage::Save(deadline, reply) => reply.send(expert.save(deadline).await),
+        ExpertMessage::Reload(snapshot, deadline, reply) => {
+            let outcome = expert.reload(snapshot, deadline).await;
+            if let Err(error) = &outcome {
+                warn!(uid = %expert.uid(), %error, "expert is not reloaded");
             }
-            ExpertMessage::Stop(deadline, reply) => reply.send(expert.stop(deadline).await),
+            reply.send(outcome);
         }
+        ExpertMessage::Stop(deadline, reply) => reply.send(expert.stop(deadline).await),
     }
 }
 

@@ -16,7 +16,7 @@ use skep_wire::{ExpertInfo, ExpertUid};
 use tokio::sync::{Notify, watch};
 
 use crate::{
-    Backend, BackendError, BackendFactory, Kind, ServerConfig,
+    Backend, BackendError, BackendFactory, ExpertInbox, Kind, ServerConfig, actor,
     schema::{Checks, Schema},
     task::{InFlight, Task},
 };
@@ -84,6 +84,8 @@ pub(crate) struct Expert {
     pub forward: BatchMailbox<Task>,
     pub backward: BatchMailbox<Task>,
     pub counters: Counters,
+    /// Questions to its actor.
+    pub inbox: ExpertInbox,
     /// Tasks that were accepted and not yet answered.
     pub in_flight: Arc<InFlight>,
     /// Told whenever the state of any of the server's experts changes.
@@ -135,6 +137,7 @@ impl Expert {
             forward: BatchMailbox::new(config.capacity()),
             backward: BatchMailbox::new(config.capacity()),
             counters,
+            inbox: ExpertInbox::bounded(actor::INBOX),
             in_flight: Arc::default(),
             changed,
             slot: Mutex::new(slot),

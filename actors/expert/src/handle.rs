@@ -9,7 +9,7 @@ use skep_wire::{ExpertInfo, ExpertUid, HostTensor};
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::{
-    BackendError, ExpertState, Kind, Snapshot, TaskResult,
+    BackendError, ExpertInbox, ExpertState, Kind, Snapshot, TaskResult,
     batch::key,
     executor::{ExecutorGroup, panic_text},
     expert::{Expert, Slot},
@@ -96,6 +96,11 @@ impl ExpertHandle {
     /// Whether it takes work.
     pub fn state(&self) -> ExpertState {
         self.expert.state()
+    }
+
+    /// Questions to its actor.
+    pub fn inbox(&self) -> ExpertInbox {
+        self.expert.inbox.clone()
     }
 
     /// Follows whether it takes work.

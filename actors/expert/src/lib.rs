@@ -14,7 +14,7 @@ mod schema;
 mod server;
 mod task;
 
-pub use actor::{ExpertActor, ExpertInbox, ExpertMessage, expert_inbox};
+pub use actor::{ExpertActor, ExpertInbox, ExpertMessage};
 pub use backend::{Backend, BackendError, BackendFactory, Batch, Snapshot};
 pub use config::{ConfigError, ServerConfig};
 pub use executor::Cost;

@@ -6,14 +6,20 @@ mod placement;
 
 use std::{
     collections::BTreeSet,
+    panic::AssertUnwindSafe,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use actix::Actor;
+use futures::FutureExt;
+use rand::RngCore;
 use serde::Serialize;
 use skep_dht::{Announcer, Dht};
-use skep_kernel::{Deadline, SharedClock, Spawner, Tombstone, time::before};
+use skep_kernel::{
+    ChildSpec, Deadline, Guardian, GuardianHandle, GuardianSpec, Intensity, Restart, Seed, SharedClock, Spawner,
+    Started, Strategy, guardian::SuperviseError, time::before,
+};
 use skep_rpc::Router;
 use skep_wire::{ExpertUid, Method};
 use tokio::sync::watch;
@@ -23,7 +29,9 @@ pub use placement::{ExpertPattern, PlacementError, choose_uids};
 
 use crate::{
     BackendError, BackendFactory, ConfigError, Cost, ExpertActor, ExpertHandle, ExpertStatus, ServerConfig,
-    actor::expert_inbox, executor::ExecutorGroup, handle::build::build, task::InFlight,
+    executor::{ExecutorGroup, panic_text},
+    handle::build::build,
+    task::InFlight,
 };
 use directory::Directory;
 use handler::RequestHandler;
@@ -89,6 +97,12 @@ pub enum ServerError {
         /// What its factory said.
         error: BackendError,
     },
+    /// An actor of the server cannot be supervised.
+    #[error("cannot start the server's actors: {0}")]
+    Supervision(String),
+    /// A bug in the server.
+    #[error("the server panicked: {0}")]
+    Panicked(String),
     /// The runtime that should run the server has stopped.
     #[error("the runtime has stopped")]
     RuntimeStopped,
@@ -138,7 +152,7 @@ struct Shared {
     clock: SharedClock,
     dht: Option<Dht>,
     router: Router,
-    seed: u64,
+    seed: Seed,
     config: ServerConfig,
     executors: ExecutorGroup,
     directory: Directory,
@@ -146,6 +160,8 @@ struct Shared {
     phase: watch::Sender<Phase>,
     /// There once experts are built, given a DHT.
     announcer: OnceLock<Announcer>,
+    /// There once experts are built.
+    guardian: OnceLock<GuardianHandle>,
 }
 
 impl Server {
@@ -176,13 +192,14 @@ impl Server {
             clock,
             dht,
             router,
-            seed,
+            seed: Seed::new(seed),
             config,
             executors,
             directory: Directory::default(),
             calls: Arc::default(),
             phase: watch::Sender::new(Phase::Building),
             announcer: OnceLock::new(),
+            guardian: OnceLock::new(),
         }));
         if spawner.spawn(server.0.clone().live(experts)) { Ok(server) } else { Err(ServerError::RuntimeStopped) }
     }
@@ -249,33 +266,61 @@ impl Shared {
     /// The server's task: builds, serves, announces until it stops.
     async fn live(self: Arc<Self>, experts: Vec<HostedExpert>) {
         let mut phase = self.phase.subscribe();
-        let work = async {
-            if let Err(error) = self.build(experts).await {
-                error!(%error, "server failed to start");
-                self.enter(Phase::Failed(error));
-                return;
-            }
-            let handler = RequestHandler {
-                directory: self.directory.clone(),
-                executors: self.executors.clone(),
-                legacy_deadline: self.config.legacy_deadline,
-                calls: self.calls.clone(),
-            };
-            self.router.route(&METHODS, Arc::new(handler));
-            let announcer = self.dht.clone().map(|dht| Announcer::start_unsupervised(dht, self.seed));
-            if let Some(announcer) = announcer {
-                let announcer = self.announcer.get_or_init(|| announcer);
-                announcer.add(self.directory.serving());
-                self.enter(Phase::Serving);
-                self.follow_changes(announcer).await;
-            }
-            self.enter(Phase::Serving);
-        };
+        let work = AssertUnwindSafe(self.host(experts)).catch_unwind();
         tokio::select! {
             biased;
             _ = phase.wait_for(|phase| matches!(phase, Phase::Stopping | Phase::Stopped)) => {}
-            () = work => {}
+            outcome = work => {
+                let outcome = outcome.unwrap_or_else(|panic| Err(ServerError::Panicked(panic_text(&*panic))));
+                if let Err(error) = outcome {
+                    error!(%error, "server failed");
+                    self.enter(Phase::Failed(error));
+                }
+            }
         }
+    }
+
+    async fn host(&self, experts: Vec<HostedExpert>) -> Result<(), ServerError> {
+        self.build(experts).await?;
+        let handler = RequestHandler {
+            directory: self.directory.clone(),
+            executors: self.executors.clone(),
+            legacy_deadline: self.config.legacy_deadline,
+            calls: self.calls.clone(),
+        };
+        self.router.route(&METHODS, Arc::new(handler));
+        self.supervise().await.map_err(|error| ServerError::Supervision(error.to_string()))?;
+        self.enter(Phase::Serving);
+        if let Some(announcer) = self.announcer.get() {
+            self.follow_changes(announcer).await;
+        }
+        Ok(())
+    }
+
+    /// Starts the actors under a guardian: one an expert, and the announcer.
+    async fn supervise(&self) -> Result<(), SuperviseError> {
+        let spec = GuardianSpec {
+            name: "server".to_owned(),
+            strategy: Strategy::OneForOne,
+            intensity: Intensity::default(),
+            seed: self.seed.derive("guardian"),
+        };
+        let guardian = self.guardian.get_or_init(|| Guardian::start(spec, self.clock.clone()));
+        for expert in self.directory.all() {
+            let child = ChildSpec::new(expert.uid().as_str(), Restart::Transient);
+            let start = move |tombstone| Started::actor(ExpertActor::new(expert.clone(), tombstone).start());
+            guardian.supervise(child, start).await?;
+        }
+        if let Some(dht) = self.dht.clone() {
+            let seed = self.seed.derive("announcer").rng().next_u64();
+            let (announcer, make) = Announcer::new(dht, seed);
+            announcer.add(self.directory.serving());
+            // Known before it starts, so that a stop that comes between withdraws what it announced.
+            self.announcer.get_or_init(|| announcer);
+            let child = ChildSpec::new("announcer", Restart::Permanent);
+            guardian.supervise(child, move |tombstone| Started::actor(make(tombstone).start())).await?;
+        }
+        Ok(())
     }
 
     /// Keeps those announced that serve: poisoned experts leave, reloaded ones come back.
@@ -300,7 +345,6 @@ impl Shared {
         let built = futures::future::try_join_all(builds).await?;
         for expert in built {
             info!(uid = %expert.uid(), class = expert.status().class, parameters = expert.status().parameters, "expert hosted");
-            ExpertActor::new(expert.clone(), expert_inbox(), Tombstone::unread()).start();
             self.directory.insert(expert);
         }
         Ok(())
@@ -324,6 +368,9 @@ impl Shared {
             Phase::Failed(error) => Some(error.to_string()),
             Phase::Stopping | Phase::Stopped => Some("the server is stopping".to_owned()),
             Phase::Serving => {
+                if let Some(escalation) = self.guardian.get().and_then(|guardian| guardian.status().escalation) {
+                    return Some(escalation.to_string());
+                }
                 let announced = self.announcer.get()?.announced();
                 let text = format!("{} of {} experts are announced", announced.stored, announced.wanted);
                 (!announced.ready).then_some(text)
@@ -345,6 +392,11 @@ impl Shared {
         let calls_done = before(&*self.clock, Deadline::at(closed), self.calls.idle()).await;
         if calls_done.is_err() {
             warn!(calls = self.calls.count(), "calls are still open");
+        }
+        if let Some(guardian) = self.guardian.get()
+            && let Err(late) = guardian.stop(Deadline::at(closed)).await
+        {
+            warn!(%late, "actors are still running");
         }
         let ended = self.executors.stop(Deadline::at(closed)).await;
         self.router.withdraw(&METHODS);

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use skep_expert::{ExpertState, Kind, ServerConfig, ServerError};
+use skep_expert::{ExpertMessage, ExpertState, Kind, ServerConfig, ServerError};
 use skep_rpc::ServeError;
 use skep_testkit::Sim;
 
@@ -57,5 +57,28 @@ fn one_expert_can_stop_while_the_others_go_on() {
         assert!(expert(&server, "e.0").stop(within(&sim, 1000)).await);
         task.answer().await.unwrap();
         occupy(&sim, &expert(&server, "e.1")).answer().await.unwrap();
+    });
+}
+
+#[test]
+fn an_experts_actor_answers_questions_and_ends_with_its_expert() {
+    Sim::with_seed(1).run(|sim| async move {
+        let server = start(&sim, ServerConfig::default(), vec![Closures::echo().hosted("e.0")]).await;
+        let (e, clock) = (expert(&server, "e.0"), sim.clock());
+        let inbox = e.inbox();
+        let info = inbox.ask(&*clock, within(&sim, 1000), ExpertMessage::Info).await.unwrap();
+        assert_eq!(&info, e.info());
+        occupy(&sim, &e).answer().await.unwrap();
+        let stats = inbox.ask(&*clock, within(&sim, 1000), ExpertMessage::Stats).await.unwrap();
+        assert_eq!((stats.forward_tasks, stats.rows), (1, 1));
+        let deadline = within(&sim, 1000);
+        let saved = inbox.ask(&*clock, deadline, |reply| ExpertMessage::Save(deadline, reply)).await.unwrap();
+        assert_eq!(saved.unwrap().step, 0);
+        let finished = inbox.ask(&*clock, deadline, |reply| ExpertMessage::Stop(deadline, reply)).await.unwrap();
+        assert!(finished);
+        assert_eq!(e.state(), ExpertState::Stopped);
+        sim.advance(millis(10)).await;
+        let unheard = inbox.ask(&*clock, within(&sim, 50), ExpertMessage::Stats).await;
+        assert!(unheard.is_err(), "nobody reads the inbox any more");
     });
 }
