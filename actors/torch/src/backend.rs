@@ -123,7 +123,7 @@ impl TorchBackend {
 
     /// Every tensor of the state by its name in snapshots; they share storage with the state.
     fn state(&self) -> Vec<(String, Tensor)> {
-        let parameters = self.names.iter().zip(&self.parameters).map(|(name, p)| (name, p));
+        let parameters = self.names.iter().zip(&self.parameters);
         let module = parameters.chain(self.buffers.iter().map(|(name, b)| (name, b)));
         let module = module.map(|(name, t)| (format!("module.{name}"), t.detach()));
         let optimizer = self.optimizer.tensors(&self.names).into_iter();

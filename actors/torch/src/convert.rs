@@ -42,7 +42,7 @@ pub fn dtype(kind: Kind) -> Result<DType, Error> {
 /// A CPU tensor on the same bytes, copied only when they are misaligned. Nobody may write to it.
 pub(crate) fn view(host: &HostTensor) -> Result<Tensor, TchError> {
     let kind = kind(host.dtype());
-    if kind == Kind::Bool || host.data().as_ptr() as usize % kind.elt_size_in_bytes() != 0 {
+    if kind == Kind::Bool || !ffi::is_aligned(host.data(), kind) {
         return own(BytesMut::from(&host.data()[..]), &dims(host)?, kind);
     }
     ffi::view_bytes(host.data().clone(), &dims(host)?, kind)
@@ -62,8 +62,7 @@ fn own(bytes: BytesMut, dims: &[i64], kind: Kind) -> Result<Tensor, TchError> {
     if kind == Kind::Bool {
         return own(bytes, dims, Kind::Uint8)?.f_ne(0);
     }
-    let misaligned = bytes.as_ptr() as usize % kind.elt_size_in_bytes() != 0;
-    let bytes = if misaligned { BytesMut::from(&bytes[..]) } else { bytes };
+    let bytes = if ffi::is_aligned(&bytes, kind) { bytes } else { BytesMut::from(&bytes[..]) };
     ffi::own_bytes(bytes, dims, kind)
 }
 

@@ -41,11 +41,11 @@ pub enum Error {
         /// The expert called.
         expert: String,
         /// How it failed.
-        source: RpcError,
+        source: Box<RpcError>,
     },
     /// A mixture got no result.
     #[error(transparent)]
-    Moe(#[from] MoeError),
+    Moe(Box<MoeError>),
     /// A tensor of a type or shape that does not travel.
     #[error(transparent)]
     Tensor(#[from] TensorError),
@@ -57,9 +57,21 @@ pub enum Error {
     Torch(String),
 }
 
+impl From<MoeError> for Error {
+    fn from(error: MoeError) -> Self {
+        Error::Moe(Box::new(error))
+    }
+}
+
 impl From<TchError> for Error {
     fn from(error: TchError) -> Self {
         Error::Torch(short(&error))
+    }
+}
+
+impl Error {
+    pub(crate) fn rpc(expert: impl ToString, source: RpcError) -> Self {
+        Error::Rpc { expert: expert.to_string(), source: Box::new(source) }
     }
 }
 

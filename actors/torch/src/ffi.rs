@@ -301,6 +301,11 @@ pub(crate) fn own_bytes(mut bytes: BytesMut, dims: &[i64], kind: Kind) -> Result
     blob(bytes, data, dims, kind)
 }
 
+/// Whether elements may lie at the beginning of these bytes.
+pub(crate) fn is_aligned(bytes: &[u8], kind: Kind) -> bool {
+    bytes.is_empty() || (bytes.as_ptr() as usize).is_multiple_of(kind.elt_size_in_bytes())
+}
+
 /// `data` is the beginning of `owner`'s bytes, which do not move with `owner`.
 fn blob<T: AsRef<[u8]> + Send + 'static>(
     owner: T,
@@ -310,7 +315,7 @@ fn blob<T: AsRef<[u8]> + Send + 'static>(
 ) -> Result<Tensor, TchError> {
     let (len, size) = (owner.as_ref().len(), kind.elt_size_in_bytes());
     let numel = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?));
-    if numel.and_then(|n| n.checked_mul(size)) != Some(len) || (len > 0 && data as usize % size != 0) {
+    if numel.and_then(|n| n.checked_mul(size)) != Some(len) || !is_aligned(owner.as_ref(), kind) {
         return Err(TchError::Shape(format!("{len} bytes do not make a {kind:?} tensor of shape {dims:?}")));
     }
     let mut res = null_mut();

@@ -328,7 +328,8 @@ mod tests {
 
     #[test]
     fn optimizers_step_as_torchs_do() {
-        let cases: [(Rule, &dyn Fn(&nn::VarStore) -> nn::Optimizer); 5] = [
+        type Build<'a> = &'a dyn Fn(&nn::VarStore) -> nn::Optimizer;
+        let cases: [(Rule, Build); 5] = [
             (Rule::Sgd(Sgd::lr(0.01)), &|vs| nn::Sgd::default().build(vs, 0.01).unwrap()),
             (Rule::Sgd(Sgd::lr(0.01).momentum(0.9)), &|vs| nn::sgd(0.9, 0., 0., false).build(vs, 0.01).unwrap()),
             (Rule::Sgd(Sgd { lr: 0.01, momentum: 0.9, weight_decay: 0.1, nesterov: true }), &|vs| {

@@ -36,7 +36,7 @@ impl RemoteExpert {
     pub fn find(client: &impl AsRef<Client>, uid: &str) -> Result<Self, Error> {
         let (client, uid): (&Client, ExpertUid) = (client.as_ref(), uid.parse()?);
         let found = skep_moe::RemoteExpert::find_wait(client, &uid, client.deadline(TIMEOUT));
-        match found.map_err(|source| Error::Rpc { expert: uid.to_string(), source })? {
+        match found.map_err(|source| Error::rpc(&uid, source))? {
             Some(inner) => Ok(inner.into()),
             None => Err(Error::NotFound { uid: uid.to_string() }),
         }
@@ -48,7 +48,7 @@ impl RemoteExpert {
         let (deadline, name) = (client.deadline(TIMEOUT), uid.to_string());
         let owned = client.clone();
         let found = client.wait(deadline, async move { skep_moe::RemoteExpert::at(&owned, uid, peer, deadline).await });
-        found.map(Self::from).map_err(|source| Error::Rpc { expert: name, source })
+        found.map(Self::from).map_err(|source| Error::rpc(name, source))
     }
 
     /// The same expert with another limit on the wait for each call.
@@ -124,16 +124,14 @@ fn forward_through(expert: Arc<dyn Compute>, inputs: &[&Tensor]) -> Result<Vec<T
     let name = expert.name();
     let staged = Staged::new(&name, inputs)?;
     staged.check(&name, expert.info())?;
-    let failed = |source| Error::Rpc { expert: name.clone(), source };
-    let outputs = expert.forward(staged.hosts.clone()).map_err(failed)?;
+    let outputs = expert.forward(staged.hosts.clone()).map_err(|source| Error::rpc(&name, source))?;
     let like = Like::all(&outputs);
     let outputs = outputs.into_iter().map(to_tensor).collect::<Result<Vec<_>, _>>()?;
     let Staged { tensors, hosts, device } = staged;
     let backward = move |grads: &[Option<Tensor>]| {
         let name = expert.name();
         let grads = output_gradients(grads, &like)?;
-        let answer =
-            expert.backward(hosts.clone(), grads).map_err(|source| Error::Rpc { expert: name.clone(), source })?;
+        let answer = expert.backward(hosts.clone(), grads).map_err(|source| Error::rpc(&name, source))?;
         Staged::gradients(&name, &hosts, answer)
     };
     let outputs = attach("RemoteExpert", &tensors.iter().collect::<Vec<_>>(), &outputs, backward)?;
