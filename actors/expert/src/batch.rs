@@ -104,6 +104,7 @@ mod tests {
             rows: Rows(inputs[0].rows() as u32),
             deadline: Deadline::at(Moment::START),
             reply: Reply::channel().0,
+            wanted: None,
             ticket: Arc::new(InFlight::default()).enter(),
             inputs,
             grad_outputs,

@@ -13,7 +13,7 @@ use crate::{
     batch::key,
     executor::{ExecutorGroup, panic_text},
     expert::{Expert, Slot},
-    task::Task,
+    task::{Task, Verdict, Wanted},
 };
 
 /// Puts work in line for one hosted expert. Cheap to clone; outlives the expert, whose end it tells.
@@ -26,7 +26,7 @@ pub struct ExpertHandle {
 /// An accepted task. Dropping it tells the executors that nobody waits any more; unless its batch has begun, the task
 /// never runs.
 pub struct Accepted {
-    answer: oneshot::Receiver<TaskResult>,
+    verdict: oneshot::Receiver<Verdict>,
     deadline: Deadline,
     executors: ExecutorGroup,
 }
@@ -34,11 +34,17 @@ pub struct Accepted {
 impl Accepted {
     /// The answer, at the latest by the task's deadline.
     pub async fn answer(self) -> TaskResult {
-        match before(&**self.executors.clock(), self.deadline, self.answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(ServeError::Internal("the task was lost".to_owned())),
+        let (executors, deadline) = (self.executors.clone(), self.deadline);
+        match before(&**executors.clock(), deadline, self.verdict()).await {
+            Ok(verdict) => verdict.result,
             Err(_) => Err(ServeError::Deadline),
         }
+    }
+
+    /// How the task ends, whenever that is.
+    pub(crate) async fn verdict(self) -> Verdict {
+        let lost = |_| Verdict { result: Err(ServeError::Internal("the task was lost".to_owned())), stepped: true };
+        self.verdict.await.unwrap_or_else(lost)
     }
 }
 
@@ -120,7 +126,28 @@ impl ExpertHandle {
     /// Checks tensors against the schema and puts them in line: flat inputs, then for backward flat output gradients.
     /// A full line refuses at once with [`ServeError::Overloaded`].
     pub fn submit(&self, kind: Kind, tensors: Vec<HostTensor>, deadline: Deadline) -> Result<Accepted, ServeError> {
-        let (order, accepted) = self.prepare(kind, tensors, deadline)?;
+        self.submit_now(kind, tensors, deadline, None)
+    }
+
+    /// Like [`submit`](Self::submit), for a task that is skipped as soon as `wanted` says no.
+    pub(crate) fn submit_wanted(
+        &self,
+        kind: Kind,
+        tensors: Vec<HostTensor>,
+        deadline: Deadline,
+        wanted: Wanted,
+    ) -> Result<Accepted, ServeError> {
+        self.submit_now(kind, tensors, deadline, Some(wanted))
+    }
+
+    fn submit_now(
+        &self,
+        kind: Kind,
+        tensors: Vec<HostTensor>,
+        deadline: Deadline,
+        wanted: Option<Wanted>,
+    ) -> Result<Accepted, ServeError> {
+        let (order, accepted) = self.prepare(kind, tensors, deadline, wanted)?;
         let mailbox = self.expert.mailbox(kind);
         let (rows, bytes) = (order.task.rows, order.bytes);
         let pushed = mailbox.try_push(self.executors.now(), order.task, rows, bytes, order.key);
@@ -136,7 +163,7 @@ impl ExpertHandle {
         tensors: Vec<HostTensor>,
         deadline: Deadline,
     ) -> Result<Accepted, ServeError> {
-        let (order, accepted) = self.prepare(kind, tensors, deadline)?;
+        let (order, accepted) = self.prepare(kind, tensors, deadline, None)?;
         let mailbox = self.expert.mailbox(kind);
         let (rows, bytes) = (order.task.rows, order.bytes);
         let clock = &**self.executors.clock();
@@ -150,6 +177,7 @@ impl ExpertHandle {
         kind: Kind,
         mut tensors: Vec<HostTensor>,
         deadline: Deadline,
+        wanted: Option<Wanted>,
     ) -> Result<(Order, Accepted), ServeError> {
         if let Some(refusal) = self.expert.refusal() {
             return Err(refusal);
@@ -161,10 +189,10 @@ impl ExpertHandle {
         let key = key(&tensors);
         let bytes = tensors.iter().map(|tensor| tensor.data().len()).sum();
         let grad_outputs = tensors.split_off(self.expert.schema.inputs.len());
-        let (reply, answer) = Reply::channel();
+        let (reply, verdict) = Reply::channel();
         let ticket = self.expert.in_flight.enter();
-        let task = Task { inputs: tensors, grad_outputs, rows, deadline, reply, ticket };
-        let accepted = Accepted { answer, deadline, executors: self.executors.clone() };
+        let task = Task { inputs: tensors, grad_outputs, rows, deadline, reply, wanted, ticket };
+        let accepted = Accepted { verdict, deadline, executors: self.executors.clone() };
         Ok((Order { task, key, bytes }, accepted))
     }
 

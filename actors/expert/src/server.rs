@@ -2,6 +2,7 @@
 
 mod directory;
 mod handler;
+mod once;
 mod placement;
 
 use std::{
@@ -35,6 +36,7 @@ use crate::{
 };
 use directory::Directory;
 use handler::RequestHandler;
+use once::Once;
 
 /// The methods that a server serves.
 const METHODS: [Method; 3] = [Method::Info, Method::Forward, Method::Backward];
@@ -150,6 +152,7 @@ pub struct Server(Arc<Shared>);
 
 struct Shared {
     clock: SharedClock,
+    spawner: Spawner,
     dht: Option<Dht>,
     router: Router,
     seed: Seed,
@@ -190,6 +193,7 @@ impl Server {
         };
         let server = Self(Arc::new(Shared {
             clock,
+            spawner: spawner.clone(),
             dht,
             router,
             seed: Seed::new(seed),
@@ -287,6 +291,7 @@ impl Shared {
             executors: self.executors.clone(),
             legacy_deadline: self.config.legacy_deadline,
             calls: self.calls.clone(),
+            once: Once::new(&self.config, self.spawner.clone()),
         };
         self.router.route(&METHODS, Arc::new(handler));
         self.supervise().await.map_err(|error| ServerError::Supervision(error.to_string()))?;

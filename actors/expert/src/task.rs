@@ -22,6 +22,17 @@ pub enum Kind {
 /// Outputs or input gradients in schema order, or why there are none.
 pub type TaskResult = Result<Vec<HostTensor>, ServeError>;
 
+/// How a task ended.
+#[derive(Debug)]
+pub(crate) struct Verdict {
+    pub result: TaskResult,
+    /// Whether the expert's state was changed, wholly or in part.
+    pub stepped: bool,
+}
+
+/// Asked on executors when a batch is formed: must be cheap.
+pub(crate) type Wanted = Box<dyn Fn() -> bool + Send>;
+
 /// A request whose tensors fit the expert's schema, waiting for or in a batch.
 pub(crate) struct Task {
     pub inputs: Vec<HostTensor>,
@@ -29,7 +40,9 @@ pub(crate) struct Task {
     pub grad_outputs: Vec<HostTensor>,
     pub rows: Rows,
     pub deadline: Deadline,
-    pub reply: Reply<TaskResult>,
+    pub reply: Reply<Verdict>,
+    /// Whether others than the receiver of `reply` still want it; `None` when there are no others.
+    pub wanted: Option<Wanted>,
     /// Counts the task as unanswered while it exists.
     pub ticket: Ticket,
 }
@@ -37,12 +50,23 @@ pub(crate) struct Task {
 impl Task {
     /// Whether somebody still waits for the answer.
     pub fn is_wanted(&self, now: Moment) -> bool {
-        !self.reply.is_abandoned() && !self.deadline.has_passed(now)
+        let wanted = self.wanted.as_ref().is_none_or(|wanted| wanted());
+        wanted && !self.reply.is_abandoned() && !self.deadline.has_passed(now)
     }
 
-    /// Answers; a caller who has left is no error.
+    /// Answers; a caller who has left is no error. An error means that nothing was changed.
     pub fn answer(self, result: TaskResult) {
-        self.reply.send(result);
+        let stepped = result.is_ok();
+        self.end(Verdict { result, stepped });
+    }
+
+    /// Answers with an error although the expert's state was changed.
+    pub fn answer_stepped(self, error: ServeError) {
+        self.end(Verdict { result: Err(error), stepped: true });
+    }
+
+    fn end(self, verdict: Verdict) {
+        self.reply.send(verdict);
         drop(self.ticket);
     }
 }

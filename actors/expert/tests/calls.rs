@@ -4,62 +4,16 @@ mod common;
 
 use std::time::Duration;
 
-use common::*;
+use common::{calls::*, *};
 use prost::Message;
-use skep_expert::{HostedExpert, Kind, Server, ServerConfig};
-use skep_kernel::Deadline;
-use skep_rpc::{Answer, Body, Call, Meta, RequestId, Router, RpcError, TensorBody, Transport};
-use skep_testkit::{ScriptedBackend, Sim, SimTransport, Wire};
+use skep_expert::{HostedExpert, Kind, ServerConfig};
+use skep_rpc::{Body, RequestId, RpcError, TensorBody};
+use skep_testkit::{ScriptedBackend, Sim, Wire};
 use skep_wire::{
-    Compression, DType, ExpertInfo, HostTensor, Method, TensorDescriptor,
+    Compression, DType, ExpertInfo, Method, TensorDescriptor,
     compression::{compress, decompress},
     proto::runtime,
 };
-
-/// A server on the simulated network and a client beside it.
-struct Hive {
-    sim: Sim,
-    server: Server,
-    at: SimTransport,
-    client: SimTransport,
-}
-
-impl Hive {
-    async fn with(sim: &Sim, config: ServerConfig, experts: Vec<HostedExpert>) -> Self {
-        let router = Router::new();
-        let (at, client) = (sim.network().node(router.clone()), sim.network().client());
-        let mut parts = server_parts(sim, config);
-        parts.router = router;
-        let server = start_parts(sim, parts, experts).await;
-        Self { sim: sim.clone(), server, at, client }
-    }
-
-    async fn call(&self, method: Method, body: Body) -> Result<Answer, RpcError> {
-        let deadline = within(&self.sim, 10_000);
-        self.call_as(method, body, RequestId(1), deadline).await
-    }
-
-    async fn call_as(
-        &self,
-        method: Method,
-        body: Body,
-        request_id: RequestId,
-        deadline: Deadline,
-    ) -> Result<Answer, RpcError> {
-        let meta = Meta { deadline, request_id, trace: None };
-        self.client.call(Call { peer: self.at.local_peer(), method, body, meta }).await
-    }
-}
-
-fn body(uid: &str, tensors: &[HostTensor]) -> Body {
-    let tensors = tensors.iter().map(|tensor| compress(tensor, Compression::None).unwrap()).collect();
-    Body::Tensors(TensorBody { uid: uid.to_owned(), tensors })
-}
-
-fn tensors(answer: Answer) -> Vec<HostTensor> {
-    let Body::Tensors(body) = answer.body else { panic!("tensors are expected") };
-    body.tensors.iter().map(|tensor| decompress(tensor).unwrap()).collect()
-}
 
 fn scale(uid: &str, factor: f32) -> HostedExpert {
     HostedExpert {

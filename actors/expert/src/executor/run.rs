@@ -9,13 +9,13 @@ use std::{
 use skep_kernel::{BatchMailbox, Moment, Rows};
 use skep_rpc::ServeError;
 use skep_wire::HostTensor;
-use tracing::{debug, error, warn};
+use tracing::{debug, error};
 
 use crate::{
     BackendError, Batch, Kind,
     batch::{check_results, join, split},
     expert::{Control, Counters, Expert, ExpertState, Slot},
-    task::{Task, TaskResult},
+    task::Task,
 };
 
 /// What an expert needs next.
@@ -149,37 +149,24 @@ fn run_batch(expert: &Expert, kind: Kind, tasks: Vec<Task>) {
         Err(Failure::BeforeStep(_)) if tasks.len() > 1 => {
             debug!(uid = %expert.uid, tasks = tasks.len(), "batch failed; its tasks run one by one");
             for task in tasks {
-                let result = alone(expert, &mut slot, kind, &task);
-                answer_counted(expert, task, result);
+                match alone(expert, &mut slot, kind, &task) {
+                    Ok(part) => task.answer(Ok(part)),
+                    Err(failure) => failure.answer(expert, [task]),
+                }
             }
         }
-        Err(failure) => {
-            let error = failure.into_error(expert);
-            for task in tasks {
-                answer_counted(expert, task, Err(error.clone()));
-            }
-        }
+        Err(failure) => failure.answer(expert, tasks),
     }
     expert.counters.steps.store(slot.backend.steps(), Ordering::Relaxed);
 }
 
-fn answer_counted(expert: &Expert, task: Task, result: TaskResult) {
-    if let Err(error) = &result {
-        Counters::add(&expert.counters.failures, 1);
-        warn!(uid = %expert.uid, %error, "task failed");
-    }
-    task.answer(result);
-}
-
 /// Runs one task of a batch that failed as a whole.
-fn alone(expert: &Expert, slot: &mut Slot, kind: Kind, task: &Task) -> TaskResult {
+fn alone(expert: &Expert, slot: &mut Slot, kind: Kind, task: &Task) -> Result<Vec<HostTensor>, Failure> {
     if let Some(refusal) = expert.abandons_line() {
-        return Err(refusal);
+        return Err(Failure::BeforeStep(refusal));
     }
-    match attempt(expert, slot, kind, std::slice::from_ref(task)) {
-        Ok(mut parts) => Ok(parts.pop().expect("one task has one part")),
-        Err(failure) => Err(failure.into_error(expert)),
-    }
+    let mut parts = attempt(expert, slot, kind, std::slice::from_ref(task))?;
+    Ok(parts.pop().expect("one task has one part"))
 }
 
 /// How a batch failed.
@@ -193,13 +180,20 @@ enum Failure {
 }
 
 impl Failure {
-    fn into_error(self, expert: &Expert) -> ServeError {
-        match self {
-            Failure::BeforeStep(error) | Failure::AfterStep(error) => error,
+    /// Tells everybody; a torn expert is poisoned.
+    fn answer(self, expert: &Expert, tasks: impl IntoIterator<Item = Task>) {
+        let (error, stepped) = match self {
+            Failure::BeforeStep(error) => (error, false),
+            Failure::AfterStep(error) => (error, true),
             Failure::Torn(reason) => {
                 poison(expert, reason.clone());
-                ServeError::Poisoned { uid: expert.uid.to_string(), reason }
+                (ServeError::Poisoned { uid: expert.uid.to_string(), reason }, true)
             }
+        };
+        for task in tasks {
+            Counters::add(&expert.counters.failures, 1);
+            debug!(uid = %expert.uid, %error, "task failed");
+            if stepped { task.answer_stepped(error.clone()) } else { task.answer(Err(error.clone())) }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use prost::Message;
 use skep_kernel::{Deadline, time::before};
-use skep_rpc::{Answer, Body, Inbound, ServeError, Service, TensorBody};
+use skep_rpc::{Answer, Body, Inbound, RequestKey, ServeError, Service, TensorBody};
 use skep_wire::{
     Compression, HostTensor, Method,
     compression::{compress, decompress},
@@ -13,7 +13,7 @@ use skep_wire::{
 };
 use tracing::debug;
 
-use super::directory::Directory;
+use super::{directory::Directory, once::Once};
 use crate::{ExpertHandle, Kind, executor::ExecutorGroup, task::InFlight};
 
 /// Encoded bytes above which codecs run on an executor instead of the thread that carries all calls.
@@ -27,6 +27,7 @@ pub(crate) struct RequestHandler {
     pub legacy_deadline: Duration,
     /// Calls that are being served.
     pub calls: Arc<InFlight>,
+    pub once: Once,
 }
 
 impl Service for RequestHandler {
@@ -50,12 +51,11 @@ impl Service for RequestHandler {
 
 impl RequestHandler {
     async fn answer(&self, inbound: Inbound, deadline: Deadline) -> Result<Answer, ServeError> {
-        let Inbound { method, body, knows_overload, .. } = inbound;
-        match (method, body) {
-            (Method::Info, Body::Message(message)) => self.info(&message),
-            (Method::Forward, Body::Tensors(body)) => self.run(Kind::Forward, body, deadline, knows_overload).await,
-            (Method::Backward, Body::Tensors(body)) => self.run(Kind::Backward, body, deadline, knows_overload).await,
-            (Method::Info | Method::Forward | Method::Backward, _) => {
+        match (inbound.method, &inbound.body) {
+            (Method::Info, Body::Message(message)) => self.info(message),
+            (Method::Forward, Body::Tensors(_)) => self.run(Kind::Forward, inbound, deadline).await,
+            (Method::Backward, Body::Tensors(_)) => self.run(Kind::Backward, inbound, deadline).await,
+            (method @ (Method::Info | Method::Forward | Method::Backward), _) => {
                 Err(ServeError::Invalid(format!("{method} came with a body of another method")))
             }
             (method, _) => Err(ServeError::Refused(format!("{method} is not served by experts"))),
@@ -70,24 +70,23 @@ impl RequestHandler {
         Ok(Answer { body: Body::Message(info.encode_to_vec().into()), load: Some(expert.load()) })
     }
 
-    async fn run(
-        &self,
-        kind: Kind,
-        body: TensorBody,
-        deadline: Deadline,
-        knows_overload: bool,
-    ) -> Result<Answer, ServeError> {
+    async fn run(&self, kind: Kind, inbound: Inbound, deadline: Deadline) -> Result<Answer, ServeError> {
+        let Inbound { peer, body: Body::Tensors(body), meta, knows_overload, .. } = inbound else {
+            return Err(ServeError::Invalid("tensors were expected".to_owned()));
+        };
         let expert = self.directory.find(&body.uid)?;
         let tensors = self.decode(body.tensors).await?;
-        let accepted = if knows_overload {
-            expert.submit(kind, tensors, deadline)?
-        } else {
-            expert.submit_when_room(kind, tensors, deadline).await?
+        let accepted = match (kind, knows_overload) {
+            // Who knows overload speaks a wire that carries request ids.
+            (Kind::Backward, true) => {
+                let key = RequestKey { peer, id: meta.request_id, uid: body.uid };
+                return self.backward_once(key, expert, tensors, deadline).await;
+            }
+            (Kind::Forward, true) => expert.submit(kind, tensors, deadline)?,
+            (_, false) => expert.submit_when_room(kind, tensors, deadline).await?,
         };
         let results = accepted.answer().await?;
-        let tensors = self.encode(&expert, kind, results).await?;
-        let body = Body::Tensors(TensorBody { uid: String::new(), tensors });
-        Ok(Answer { body, load: Some(expert.load()) })
+        self.encode(&expert, kind, results).await
     }
 
     async fn decode(&self, tensors: Vec<Tensor>) -> Result<Vec<HostTensor>, ServeError> {
@@ -99,19 +98,20 @@ impl RequestHandler {
         self.on_executor(work).await?
     }
 
-    async fn encode(
+    /// The answer, compressed as the expert's schema says.
+    pub(crate) async fn encode(
         &self,
         expert: &ExpertHandle,
         kind: Kind,
         results: Vec<HostTensor>,
-    ) -> Result<Vec<Tensor>, ServeError> {
+    ) -> Result<Answer, ServeError> {
         let codecs: Vec<Compression> = expert.expert().schema.answer_compression(kind).collect();
         let bytes: usize = results.iter().zip(&codecs).map(|(t, codec)| codec_bytes(t.data().len(), *codec)).sum();
         let work = move || results.iter().zip(codecs).map(|(tensor, codec)| encode_one(tensor, codec)).collect();
-        if bytes <= INLINE_CODEC_BYTES {
-            return work();
-        }
-        self.on_executor(work).await?
+        let tensors: Result<Vec<Tensor>, ServeError> =
+            if bytes <= INLINE_CODEC_BYTES { work() } else { self.on_executor(work).await? };
+        let body = Body::Tensors(TensorBody { uid: String::new(), tensors: tensors? });
+        Ok(Answer { body, load: Some(expert.load()) })
     }
 
     async fn on_executor<R: Send + 'static>(&self, work: impl FnOnce() -> R + Send + 'static) -> Result<R, ServeError> {

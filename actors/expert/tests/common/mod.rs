@@ -1,6 +1,8 @@
 //! What the scenarios share: a backend made of closures and a server under virtual time.
 #![allow(dead_code, reason = "each scenario uses its own part")]
 
+pub mod calls;
+
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
