@@ -6,6 +6,11 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+#[cfg(test)]
+extern crate self as skep_net;
+
+#[cfg(test)]
+mod abuse;
 mod behaviour;
 mod config;
 mod error;

@@ -154,6 +154,12 @@ impl Net {
         while stopped.changed().await.is_ok() {}
     }
 
+    /// The inside, for tests that behave badly on purpose.
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// What the network is doing.
     pub fn status(&self) -> NetStatus {
         let shared = &self.shared;

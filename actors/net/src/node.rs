@@ -300,7 +300,11 @@ impl Node {
             };
         }
         reach.asked = true;
-        reach.query = Some(self.swarm.behaviour_mut().kad.get_closest_peers(peer));
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        // With its old addresses in the table the query would dial those, and give the peer up before others tell new ones.
+        // Identify puts it back.
+        kad.remove_peer(&peer);
+        reach.query = Some(kad.get_closest_peers(peer));
     }
 
     fn on_query_end(&mut self, id: kad::QueryId, result: kad::GetClosestPeersResult) {

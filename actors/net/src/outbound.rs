@@ -266,3 +266,85 @@ async fn read_stream_answer(mut reader: impl AsyncRead + Unpin, max_bytes: usize
     }
     Ok(Body::Tensors(TensorBody { uid: String::new(), tensors: pieces.finish() }))
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::executor::block_on;
+
+    use super::*;
+
+    const ID: unary::CallId = [5; 16];
+
+    fn unary_answer(method: Method, frame: &[Bytes]) -> Result<Body, Failure> {
+        let bytes = frame.concat();
+        block_on(read_unary_answer(&bytes[..], method, ID))
+    }
+
+    fn stream_answer(frames: &[Vec<Bytes>]) -> Result<Body, Failure> {
+        let bytes: Vec<u8> = frames.iter().flatten().flat_map(|segment| segment.to_vec()).collect();
+        block_on(read_stream_answer(&bytes[..], 1000))
+    }
+
+    fn piece(dtype: &str, bytes: usize) -> Vec<Bytes> {
+        let tensor = Tensor { buffer: vec![1; bytes].into(), dtype: dtype.to_owned(), ..Tensor::default() };
+        stream::encode_message(skep_wire::proto::gather_response(&[tensor])).unwrap()
+    }
+
+    #[test]
+    fn an_answer_to_another_call_is_malformed() {
+        let frame = unary::encode_response(&[6; 16], vec![]).unwrap();
+        assert!(matches!(unary_answer(Method::Ping, &frame), Err(Failure::Malformed(_))));
+    }
+
+    #[test]
+    fn a_request_or_nothing_instead_of_an_answer_is_malformed() {
+        let request = unary::encode_request(&ID, b"p", "DHTProtocol.rpc_ping", vec![]).unwrap();
+        assert!(matches!(unary_answer(Method::Ping, &request), Err(Failure::Malformed(_))));
+        // `unaryResponse` with neither response nor error.
+        let empty = [&[20, 0x0a, 16][..], &ID, &[0x22, 0]].concat();
+        assert!(matches!(unary_answer(Method::Ping, &[empty.into()]), Err(Failure::Frame(FrameError::NoOutcome))));
+    }
+
+    #[test]
+    fn tensors_that_are_no_protobuf_are_malformed() {
+        let frame = unary::encode_response(&ID, vec![Bytes::from_static(&[0xff; 9])]).unwrap();
+        assert!(matches!(unary_answer(Method::Forward, &frame), Err(Failure::Malformed(_))));
+        assert_eq!(unary_answer(Method::Ping, &frame).unwrap(), Body::Message(Bytes::from_static(&[0xff; 9])));
+    }
+
+    #[test]
+    fn an_end_without_an_answer_is_a_broken_exchange() {
+        assert!(matches!(unary_answer(Method::Ping, &[]), Err(Failure::Broken(_))));
+        assert!(matches!(stream_answer(&[]), Err(Failure::Broken(_))));
+        let cut = stream_answer(&[vec![Bytes::from_static(&[0; 5])]]).map_err(|failure| failure.of(PeerId::random()));
+        assert!(matches!(cut, Err(RpcError::Unreachable { step: Step::Exchange, .. })));
+    }
+
+    #[test]
+    fn any_error_frame_of_a_stream_is_an_error_even_an_empty_one() {
+        let after_data = stream_answer(&[piece("float32", 4), vec![stream::encode_error("'nope.1'")]]);
+        assert!(matches!(after_data, Err(Failure::Remote(text)) if text == "'nope.1'"));
+        let empty = stream_answer(&[piece("float32", 4), vec![Bytes::from_static(&stream::END)]]);
+        assert!(matches!(empty, Err(Failure::Remote(_))));
+    }
+
+    #[test]
+    fn pieces_of_a_streamed_answer_are_joined_within_the_limit() {
+        let Ok(Body::Tensors(body)) = stream_answer(&[piece("float32", 40), piece("", 40), piece("int64", 8)]) else {
+            panic!("expected tensors")
+        };
+        assert_eq!(body.tensors.iter().map(|tensor| tensor.buffer.len()).collect::<Vec<_>>(), [80, 8]);
+        assert!(matches!(stream_answer(&[piece("float32", 1001)]), Err(Failure::Malformed(_))));
+        assert!(matches!(stream_answer(&[piece("", 4)]), Err(Failure::Malformed(_))));
+    }
+
+    #[test]
+    fn the_measure_for_streaming_is_the_uncompressed_size() {
+        let half = Tensor { buffer: vec![0; 8].into(), size: vec![2, 2], dtype: "float32".into(), ..Tensor::default() };
+        assert_eq!(raw_bytes(&[half.clone(), half]), 32);
+        let foreign = Tensor { buffer: vec![0; 8].into(), size: vec![9], dtype: "qint4".into(), ..Tensor::default() };
+        assert_eq!(raw_bytes(&[foreign]), 8);
+        let huge = Tensor { size: vec![u32::MAX; 4], dtype: "float32".into(), ..Tensor::default() };
+        assert_eq!(raw_bytes(&[huge]), 0);
+    }
+}

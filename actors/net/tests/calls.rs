@@ -5,7 +5,7 @@ mod common;
 use std::{
     collections::BTreeSet,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use common::*;
@@ -170,10 +170,10 @@ async fn a_call_ends_at_its_deadline_and_takes_the_work_along() {
     let never = Never::default();
     let (server, client) = (Node::serving(never.clone()), Node::client());
     client.knows(&server);
-    let start = Instant::now();
+    let start = client.clock.now();
     let result = client.call_within(Duration::from_millis(300), server.peer(), Method::Find, message(b"")).await;
     assert!(matches!(result, Err(RpcError::Deadline { .. })), "{result:?}");
-    assert!((300..2000).contains(&start.elapsed().as_millis()));
+    assert!((300..2000).contains(&client.clock.now().since(start).as_millis()));
     assert!(client.net.is_banned(server.peer()));
     eventually("the work is dropped", || never.dropped.load(Ordering::SeqCst) == 1).await;
 }

@@ -166,7 +166,8 @@ pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
         if condition() {
             return;
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        let clock = clock();
+        clock.sleep_until(clock.now() + Duration::from_millis(10)).await;
     }
     panic!("{what}: not within ten seconds");
 }

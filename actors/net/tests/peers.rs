@@ -1,0 +1,192 @@
+//! Who is found, who is let in, and who is told to others.
+
+mod common;
+
+use std::time::Duration;
+
+use common::*;
+use futures::future::join_all;
+use libp2p_identity::PeerId;
+use skep_net::{NetConfig, NetError, NetLimits, parse_peer_address};
+use skep_rpc::{Router, RpcError, Step, Transport};
+use skep_wire::Method;
+
+const SOON: Duration = Duration::from_secs(10);
+
+#[tokio::test]
+async fn a_peer_known_only_by_its_id_is_found_through_others() {
+    let (hub, far, client) = (Node::serving(Echo), Node::serving(Echo), Node::client());
+    far.knows(&hub);
+    far.ping(hub.peer()).await.unwrap();
+    eventually("the hub knows both", || hub.net.status().peers_ours == 1).await;
+    client.knows(&hub);
+    // Identify may still be on its way to the hub; then the first question finds nobody.
+    let mut answer = client.ping(far.peer()).await;
+    for _ in 0..20 {
+        if answer.is_ok() {
+            break;
+        }
+        answer = client.ping(far.peer()).await;
+    }
+    answer.unwrap();
+    assert!(!client.net.is_banned(far.peer()));
+}
+
+#[tokio::test]
+async fn a_peer_that_never_spoke_our_protocols_is_not_told_to_others() {
+    let (hub, silent, client) = (Node::serving(Echo), Node::serving(Echo), Node::client());
+    let address = hub.net.addresses().remove(0).to_string();
+    silent.net.connect(&address, silent.within(SOON)).await.unwrap();
+    eventually("identify has run", || hub.net.status().peers_known == 1).await;
+    assert_eq!(hub.net.status().peers_ours, 0);
+    client.knows(&hub);
+    let lost = client.ping(silent.peer()).await;
+    assert!(matches!(lost, Err(RpcError::Unreachable { step: Step::Resolve, .. })), "{lost:?}");
+}
+
+#[tokio::test]
+async fn a_peer_that_moved_is_found_at_its_new_address() {
+    let (hub, client) = (Node::serving(Echo), Node::client());
+    let (key, clock) = (keypair(), clock());
+    let start = || skep_net::Net::start(NetConfig::default(), key.clone(), router(Echo), clock.clone()).unwrap();
+    let before = start();
+    let (peer, old) = (before.local_peer(), before.addresses());
+    before.shutdown(client.within(SOON)).await;
+
+    let moved = Node { net: start(), clock: clock.clone() };
+    assert_ne!(moved.net.addresses(), old);
+    moved.knows(&hub);
+    moved.ping(hub.peer()).await.unwrap();
+    client.net.add_addresses(peer, old);
+    client.knows(&hub);
+    let mut answer = client.ping(peer).await;
+    for _ in 0..20 {
+        if answer.is_ok() {
+            break;
+        }
+        answer = client.ping(peer).await;
+    }
+    answer.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_that_only_asks_serves_nothing_and_has_no_address() {
+    let (server, client) = (Node::serving(Echo), Node::start(NetConfig::client(), router(Echo)));
+    assert_eq!(client.net.addresses(), []);
+    client.knows(&server);
+    client.ping(server.peer()).await.unwrap();
+    // The server could reach it over the connection that is open, and is refused.
+    let refused = server.ping(client.peer()).await;
+    assert!(matches!(refused, Err(RpcError::Refused { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn connecting_names_the_step_that_failed() {
+    let (server, client) = (Node::serving(Echo), Node::client());
+    let client = &client;
+    let connect = |text: String| async move { client.net.connect(&text, client.within(SOON)).await };
+    let bare = server.net.addresses().remove(0).to_string();
+    let bare = bare.split("/p2p/").next().unwrap();
+
+    assert!(matches!(connect("127.0.0.1:80".into()).await, Err(NetError::Parse { .. })));
+    assert!(matches!(connect(bare.into()).await, Err(NetError::NoPeerId { .. })));
+    let stranger = PeerId::random();
+    match connect(format!("{bare}/p2p/{stranger}")).await {
+        Err(NetError::WrongPeer { found, .. }) => assert_eq!(found, server.peer()),
+        other => panic!("{other:?}"),
+    }
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    match connect(format!("/ip4/127.0.0.1/tcp/{closed}/p2p/{stranger}")).await {
+        Err(error @ NetError::Dial { .. }) => assert!(error.to_string().contains("refused"), "{error}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(connect(format!("{bare}/p2p/{}", server.peer())).await.unwrap(), server.peer());
+}
+
+#[tokio::test]
+async fn a_port_that_never_speaks_ends_at_the_deadline() {
+    let client = Node::client();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("/ip4/127.0.0.1/tcp/{}/p2p/{}", silent.local_addr().unwrap().port(), PeerId::random());
+    let result = client.net.connect(&address, client.within(Duration::from_millis(200))).await;
+    assert!(matches!(result, Err(NetError::Deadline { .. })), "{result:?}");
+    let (peer, address) = parse_peer_address(&address).unwrap();
+    client.net.add_addresses(peer, vec![address]);
+    let result = client.call_within(Duration::from_millis(200), peer, Method::Ping, message(b"")).await;
+    assert!(matches!(result, Err(RpcError::Deadline { .. })), "{result:?}");
+}
+
+#[tokio::test]
+async fn foreign_bytes_on_the_port_hurt_nobody() {
+    let (server, client) = (Node::serving(Echo), Node::client());
+    let address = server.net.addresses().remove(0).to_string();
+    let port = address.split('/').nth(4).unwrap();
+    for bytes in
+        [&b"GET / HTTP/1.1\r\nHost: bee\r\n\r\n"[..], &[0xff; 1000], b"\x13/multistream/1.0.0\n\x08/x/y/z\n", b""]
+    {
+        let mut socket = std::net::TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+        std::io::Write::write_all(&mut socket, bytes).unwrap();
+    }
+    client.knows(&server);
+    client.ping(server.peer()).await.unwrap();
+}
+
+#[tokio::test]
+async fn only_peers_on_the_list_are_let_in() {
+    let (friend, stranger) = (Node::client(), Node::client());
+    let config = NetConfig { allow_peers: Some(vec![friend.peer()]), ..NetConfig::default() };
+    let server = Node::start(config, router(Echo));
+    for client in [&friend, &stranger] {
+        client.knows(&server);
+    }
+    friend.ping(server.peer()).await.unwrap();
+    let refused = stranger.ping(server.peer()).await;
+    assert!(matches!(refused, Err(RpcError::Unreachable { .. })), "{refused:?}");
+    server.knows(&Node::serving(Echo));
+    let stranger = server.ping(stranger.peer()).await;
+    assert!(
+        matches!(&stranger, Err(RpcError::Unreachable { reason, .. }) if reason.contains("allowed")),
+        "{stranger:?}"
+    );
+}
+
+#[tokio::test]
+async fn strangers_never_take_the_slots_of_peers_of_ours() {
+    let limits = NetLimits { max_connections: 8, reserved_connections: 5, ..NetLimits::default() };
+    let server = Node::start(NetConfig { limits, ..NetConfig::default() }, router(Echo));
+    let friends: Vec<_> = (0..4).map(|_| Node::client()).collect();
+    for friend in &friends {
+        friend.knows(&server);
+        friend.ping(server.peer()).await.unwrap();
+    }
+    let address = server.net.addresses().remove(0).to_string();
+    let strangers: Vec<_> = (0..12).map(|_| Node::client()).collect();
+    let connects = strangers.iter().map(|s| s.net.connect(&address, s.within(SOON)));
+    join_all(connects).await;
+    eventually("only three strangers stay", || server.net.status().connections <= 4 + 3).await;
+    assert!(friends.iter().all(|friend| friend.net.status().connections == 1));
+    let late = Node::client();
+    late.knows(&server);
+    late.ping(server.peer()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_rsa_peer_and_an_ed25519_peer_talk() {
+    let identity = skep_net::identity::generate(skep_net::identity::KeyKind::Rsa).unwrap();
+    assert!(identity.peer_id().to_base58().starts_with("Qm"));
+    let (server, clock) = (Node::serving(Echo), clock());
+    let rsa = skep_net::Net::start(NetConfig::default(), identity.keypair().clone(), router(Echo), clock.clone());
+    let rsa = Node { net: rsa.unwrap(), clock };
+    rsa.knows(&server);
+    rsa.ping(server.peer()).await.unwrap();
+    server.ping(rsa.peer()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_without_routes_still_helps_others_to_find_each_other() {
+    let hub = Node::start(NetConfig::default(), Router::new());
+    let client = Node::client();
+    let address = hub.net.addresses().remove(0).to_string();
+    assert_eq!(client.net.connect(&address, client.within(SOON)).await.unwrap(), hub.peer());
+    assert_eq!(client.net.status().peers_ours, 1);
+}
