@@ -28,7 +28,7 @@ async fn a_message_and_its_answer_cross_the_network() {
 
 #[tokio::test]
 async fn the_service_sees_the_authenticated_caller_and_the_method() {
-    let (seen_tx, seen) = std::sync::mpsc::channel();
+    let (seen_tx, seen) = std::sync::mpsc::sync_channel(6);
     let server = Node::serving(function(move |inbound| {
         seen_tx.send((inbound.peer, inbound.method, inbound.knows_overload)).unwrap();
         Ok(inbound.body)

@@ -321,7 +321,7 @@ mod tests {
                     if bytes.is_empty() { break }
                     for part in pieces(&answers, &reply_cuts) { negotiation.send(part).unwrap() }
                     let n = negotiation.to_wire().len();
-                    sent.extend_from_slice(&negotiation.to_wire().to_vec());
+                    sent.extend_from_slice(negotiation.to_wire());
                     negotiation.sent(n);
                 }
             }
