@@ -1,4 +1,4 @@
-"""What the set-up scripts share: errors with a remedy, one run at a time, and pip with its progress and its complaints put plainly.
+"""What the set-up scripts share: errors with a remedy, one run at a time, pip with its complaints put plainly.
 
 Standard library and pip only, no venv module: this runs before anything else is set up.
 """
@@ -10,6 +10,7 @@ import os
 import pathlib
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -34,6 +35,7 @@ def say(text):
 
 def run(main):
     """Run a script's main function; what the user can act on becomes two lines, not a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, ends pip and removes what is half made
     try:
         main()
     except Trouble as trouble:
@@ -55,9 +57,15 @@ def check_linux_x86_64(remedy):
         raise Trouble(f"no support for {system} {machine}, only for Linux x86_64", remedy)
     library, version = platform.libc_ver()
     if library != "glibc":
-        raise Trouble("the C library here is not glibc, which PyTorch's binaries need", "use a glibc system or container, such as debian:12")
+        raise Trouble(
+            "the C library here is not glibc, which PyTorch's binaries need",
+            "use a glibc system or container, such as debian:12",
+        )
     if tuple(int(part) for part in version.split(".")[:2]) < (2, 28):
-        raise Trouble(f"glibc here is {version}, PyTorch's binaries need 2.28 or newer", "use a newer system (Debian 10, Ubuntu 18.10 or later)")
+        raise Trouble(
+            f"glibc here is {version}, PyTorch's binaries need 2.28 or newer",
+            "use a newer system (Debian 10, Ubuntu 18.10 or later)",
+        )
 
 
 def check_pip():
@@ -103,14 +111,16 @@ def check_disk(folder, needed_mb):
 
 
 def pip(arguments, scratch, **environment):
-    """Leave downloads to pip: it knows the user's index, proxy and certificates. On a terminal it draws its own bars."""
+    """Leave downloads to pip: it knows the user's index, proxy and certificates. On a terminal it draws bars."""
     terminal = sys.stderr.isatty() and sys.stdout.isatty()
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
     command += ["--no-cache-dir", "--retries", "3"] + ([] if terminal else ["--quiet"])
     # pip's temporary copies belong on the disk whose space was checked; /tmp may be small, or memory.
     environment = dict(os.environ, TMPDIR=str(scratch), PIP_ROOT_USER_ACTION="ignore", **environment)
     output = None if terminal else subprocess.DEVNULL
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.PIPE, text=True
+    )
     complaints = []
     reader = threading.Thread(target=lambda: complaints.extend(process.stderr), daemon=True)
     reader.start()
@@ -142,10 +152,27 @@ def megabytes(folder):
 
 CAUSES = (
     (("no space left",), "the disk filled up", ANOTHER_DISK),
-    (("certificate_verify_failed", "sslerror"), "the package index's certificate was not accepted", "set PIP_CERT to your network's certificate bundle"),
-    (("do not match the hashes",), "what arrived is not the published file", "try again; if it stays, check the package index that pip is set to"),
     (
-        ("newconnectionerror", "timeout", "timed out", "proxyerror", "connection broken", "connection reset", "protocolerror", "incompleteread"),
+        ("certificate_verify_failed", "sslerror"),
+        "the package index's certificate was not accepted",
+        "set PIP_CERT to your network's certificate bundle",
+    ),
+    (
+        ("do not match the hashes",),
+        "what arrived is not the published file",
+        "try again; if it stays, check the package index that pip is set to",
+    ),
+    (
+        (
+            "newconnectionerror",
+            "timeout",
+            "timed out",
+            "proxyerror",
+            "connection broken",
+            "connection reset",
+            "protocolerror",
+            "incompleteread",
+        ),
         "no connection to a package index",
         "check the network; behind a proxy set HTTPS_PROXY, for a mirror set PIP_INDEX_URL; then run this again",
     ),

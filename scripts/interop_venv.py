@@ -1,7 +1,8 @@
 """Make the Python environment of tests/interop in the user's cache, and print its Python.
 
-`pip install --target` and a wrapper that sets PYTHONPATH, since Debian's python3 comes without the venv module. torch's wheel from the
-index links the whole of CUDA, 2 GB of packages that a CPU never enters; stubs with the same symbols take their place.
+`pip install --target` and a wrapper that sets PYTHONPATH, since Debian's python3 comes without the venv module. torch's
+wheel from the index links the whole of CUDA, 2 GB of packages that a CPU never enters; stubs with the same symbols take
+their place.
 """
 
 import argparse
@@ -18,7 +19,10 @@ from fetching import ROOT, Trouble, cache_folder, check_disk, check_linux_x86_64
 
 INTEROP = ROOT / "tests" / "interop"
 LOCK, CONSTRAINTS = INTEROP / "requirements.lock", INTEROP / "build-constraints.txt"
-PYTHONS = ((3, 11), (3, 13))  # what the locked versions have wheels for; from 3.14 on processes are not forked, which hivemind relies on
+PYTHONS = (
+    (3, 11),
+    (3, 13),
+)  # what the locked versions have wheels for; from 3.14 on processes are not forked, which hivemind relies on
 DOWNLOAD_MB = 635
 NEEDED_MB = 4000
 # First match wins, so a longer prefix comes before a shorter one.
@@ -54,17 +58,25 @@ print("works")
 def main():
     parser = argparse.ArgumentParser(
         prog="scripts/interop-venv",
-        description=f"Make the Python environment of tests/interop ({DOWNLOAD_MB} MB download) in {cache_folder()}, once for each version of "
-        "tests/interop/requirements.lock. Prints the path of its Python.",
+        description=f"Make the Python environment of tests/interop ({DOWNLOAD_MB} MB download) in {cache_folder()}, "
+        "once for each version of tests/interop/requirements.lock. Prints the path of its Python.",
     )
     parser.parse_args()
     check_linux_x86_64("hivemind's p2pd binary exists for Linux x86_64 only; run the interop tests there")
     if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
         wanted = "{}.{} to {}.{}".format(*PYTHONS[0], *PYTHONS[1])
-        raise Trouble(f"python3 here is {sys.version.split()[0]}, the locked versions exist for {wanted}", f"put a Python {wanted} first in PATH")
+        raise Trouble(
+            f"python3 here is {sys.version.split()[0]}, the locked versions exist for {wanted}",
+            f"put a Python {wanted} first in PATH",
+        )
 
     key = hashlib.sha256()
-    for part in (LOCK.read_bytes(), CONSTRAINTS.read_bytes(), pathlib.Path(__file__).read_bytes(), sys.executable.encode()):
+    for part in (
+        LOCK.read_bytes(),
+        CONSTRAINTS.read_bytes(),
+        pathlib.Path(__file__).read_bytes(),
+        sys.executable.encode(),
+    ):
         key.update(hashlib.sha256(part).digest())
     home = cache_folder() / f"interop-{key.hexdigest()[:12]}"
     if not home.exists():
@@ -101,8 +113,12 @@ def make(home, part):
 def stub_cuda(site, scratch):
     """Python loads torch with RTLD_NOW, so every symbol must exist; versions too, or the loader's own checks fail."""
     torch, stubs = site / "torch" / "lib", site / "nvidia" / "cu13" / "lib"
-    users = [str(torch / f"{name}.so") for name in ("libtorch_cuda", "libc10_cuda", "libtorch_nvshmem", "libtorch_python")]
-    listing = subprocess.run(["nm", "-D", "--undefined-only", *users], check=True, capture_output=True, text=True).stdout
+    users = [
+        str(torch / f"{name}.so") for name in ("libtorch_cuda", "libc10_cuda", "libtorch_nvshmem", "libtorch_python")
+    ]
+    listing = subprocess.run(
+        ["nm", "-D", "--undefined-only", *users], check=True, capture_output=True, text=True
+    ).stdout
     wanted = collections.defaultdict(lambda: collections.defaultdict(set))
     for line in listing.splitlines():
         symbol = line.split()[-1] if line.startswith(" ") else ""
@@ -115,7 +131,11 @@ def stub_cuda(site, scratch):
     for library in STUBS.values():
         names = sorted(name for group in wanted[library].values() for name in group)
         source.write_text("".join(f"int {name}(void) {{ return 1; }}\n" for name in names))
-        groups = [f"{version} {{ global: {'; '.join(sorted(group))}; }};\n" for version, group in wanted[library].items() if version]
+        groups = [
+            f"{version} {{ global: {'; '.join(sorted(group))}; }};\n"
+            for version, group in wanted[library].items()
+            if version
+        ]
         versions.write_text("".join(groups))
         command = ["gcc", "-shared", "-fPIC", "-w", "-o", str(stubs / library), str(source), f"-Wl,-soname,{library}"]
         subprocess.run(command + ([f"-Wl,--version-script,{versions}"] if groups else []), check=True)
@@ -125,10 +145,14 @@ def prove(python):
     try:
         proof = subprocess.run([python, "-c", PROOF], capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired as error:
-        raise Trouble("a hivemind DHT node did not start within two minutes", "try again on a less busy machine") from error
+        raise Trouble(
+            "a hivemind DHT node did not start within two minutes", "try again on a less busy machine"
+        ) from error
     if proof.stdout.strip() != "works":
         tail = "".join(f"\n    python: {line[:160]}" for line in proof.stderr.strip().splitlines()[-6:])
-        raise Trouble("the environment was installed but hivemind does not start in it" + tail, "read Python's words above")
+        raise Trouble(
+            "the environment was installed but hivemind does not start in it" + tail, "read Python's words above"
+        )
 
 
 run(main)

@@ -1,7 +1,8 @@
 """Fetch libtorch from the PyPI wheels into the user's cache and link it as `.libtorch`.
 
-Wheels, because PyTorch publishes no other archive of this build that package mirrors carry. Only the CPU half and the headers are
-kept; the layout stays that of site-packages (torch/ beside nvidia/) because the libraries find each other by relative rpath.
+Wheels, because PyTorch publishes no other archive of this build that package mirrors carry. Only the CPU half and the
+headers are kept; the layout stays that of site-packages (torch/ beside nvidia/) because the libraries find each other
+by relative rpath.
 """
 
 import argparse
@@ -28,7 +29,7 @@ LIBRARIES = (
     "nvidia/cu13/lib/libcupti.so.13",
 )
 DOWNLOAD_MB = 543
-# pip holds a second copy of the wheels for a moment; what is unpacked afterwards (500 MB) takes less than that copy did.
+# pip holds a second copy of the wheels for a moment; what is unpacked afterwards (500 MB) takes less than that copy.
 NEEDED_MB = 1200
 MARKER = "torch/build-version"
 
@@ -37,15 +38,17 @@ def main():
     cache = cache_folder()
     parser = argparse.ArgumentParser(
         prog="scripts/libtorch",
-        description=f"Fetch libtorch {VERSION} ({DOWNLOAD_MB} MB download, 500 MB on disk) into {cache} once, and link it as DIR/.libtorch. "
-        "Without DIR it does nothing when LIBTORCH already names a libtorch of yours.",
+        description=f"Fetch libtorch {VERSION} ({DOWNLOAD_MB} MB download, 500 MB on disk) into {cache} once, "
+        "and link it as DIR/.libtorch. Without DIR it does nothing when LIBTORCH already names a libtorch of yours.",
     )
     parser.add_argument("dir", nargs="?", type=pathlib.Path, help="project to link it into (default: this repository)")
     arguments = parser.parse_args()
 
     project = (arguments.dir or ROOT).resolve()
     if not project.is_dir():
-        raise Trouble(f"{project} is not a directory", "name the folder of the project that should get the .libtorch link")
+        raise Trouble(
+            f"{project} is not a directory", "name the folder of the project that should get the .libtorch link"
+        )
     own = os.environ.get("LIBTORCH")
     # cargo exports its own setting to tests, hence the comparison; a project named by hand always gets its link.
     if own and arguments.dir is None and pathlib.Path(own).absolute() != project / ".libtorch" / "torch":
@@ -67,7 +70,10 @@ def main():
 
 def use_own(path):
     if not any((path / "lib" / f"libtorch_cpu.{suffix}").exists() for suffix in ("so", "dylib")):
-        raise Trouble(f"LIBTORCH={path} holds no lib/libtorch_cpu.so", f"unset LIBTORCH to have libtorch {VERSION} fetched, or correct it")
+        raise Trouble(
+            f"LIBTORCH={path} holds no lib/libtorch_cpu.so",
+            f"unset LIBTORCH to have libtorch {VERSION} fetched, or correct it",
+        )
     say(f"using yours, LIBTORCH={path}")
 
 
@@ -85,7 +91,9 @@ def fetch(home, part):
     say("unpacking")
     for wheel in sorted(wheels.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(tree, [name for name in archive.namelist() if name in LIBRARIES or name.startswith("torch/include/")])
+            archive.extractall(
+                tree, [name for name in archive.namelist() if name in LIBRARIES or name.startswith("torch/include/")]
+            )
     # The wheel's own libtorch.so needs libtorch_cuda.so; ours leaves CUDA to be loaded at run time.
     os.symlink("libtorch_cpu.so", tree / "torch/lib/libtorch.so")
     (tree / MARKER).write_text(VERSION + "\n")
@@ -97,8 +105,17 @@ def fetch(home, part):
 def download(wheels):
     requirements = wheels / "requirements.txt"
     requirements.write_text(WHEELS)
-    # The tags are named in full so that the Python that runs this does not matter: the libraries are the same in every wheel.
-    command = ["download", "--no-deps", "--only-binary", ":all:", "--dest", str(wheels), "--requirement", str(requirements)]
+    # Tags named in full, so that the Python that runs this does not matter: the libraries are the same in every wheel.
+    command = [
+        "download",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--dest",
+        str(wheels),
+        "--requirement",
+        str(requirements),
+    ]
     command += ["--implementation", "cp", "--python-version", "311", "--abi", "cp311", "--abi", "none"]
     for tag in ("manylinux_2_28", "manylinux_2_25", "manylinux_2_17", "manylinux2014"):
         command += ["--platform", f"{tag}_x86_64"]

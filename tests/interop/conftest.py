@@ -44,8 +44,8 @@ def second(session_hosts, first):
 @pytest.fixture(scope="session")
 def frozen(session_hosts, first):
     """Experts that do not train: what they answer now they answer later, so answers can be compared."""
-    flags = "serve --expert_cls ffn --hidden_dim 512 --optimizer none --expert_uids frozen.0 frozen.1 --initial_peers".split()
-    return session_hosts.skep(*flags, first.address)
+    flags = "serve --expert_cls ffn --hidden_dim 512 --optimizer none --expert_uids frozen.0 frozen.1".split()
+    return session_hosts.skep(*flags, "--initial_peers", first.address)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """hivemind's own server and DHT node with skep's command line and standard output: `serve …` and `dht …`.
 
-hivemind-server itself listens on all interfaces, splits its address options into letters, starts eight processes per expert and does
-not say when its experts can be found.
+hivemind-server itself listens on all interfaces, splits its address options into letters, starts eight processes per
+expert and does not say when its experts can be found.
 """
 
 import argparse
@@ -36,7 +36,9 @@ def main():
 
     stop = threading.Event()
     if command == "dht":
-        dht = hivemind.DHT(start=True, **{key: options[key] for key in ("initial_peers", "host_maddrs", "identity_path")})
+        dht = hivemind.DHT(
+            start=True, **{key: options[key] for key in ("initial_peers", "host_maddrs", "identity_path")}
+        )
         shutdown = dht.shutdown
     else:
         server = hivemind.Server.create(**options, optim_cls=OPTIMIZERS[optimizer], num_handlers=2, start=True)

@@ -27,7 +27,12 @@ class Host:
         self._errors = open(log, "wb")
         # A session of its own, so that everything the server starts ends with it.
         self.process = subprocess.Popen(
-            [*program, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors, text=True, start_new_session=True
+            [*program, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            start_new_session=True,
         )
         self.lines = []  # all of standard output
         self._queue = queue.Queue()
@@ -56,7 +61,9 @@ class Host:
                 self.kill()
                 raise AssertionError(f"{self.name} was not ready after {seconds} s:\n{self.errors()}") from None
             if line is None:
-                raise AssertionError(f"{self.name} ended with {self.process.wait()} instead of getting ready:\n{self.errors()}")
+                raise AssertionError(
+                    f"{self.name} ended with {self.process.wait()} instead of getting ready:\n{self.errors()}"
+                )
             self.addresses.append(line)
 
     @property

@@ -1,6 +1,6 @@
 """Ends whatever still runs of an interop run and says so; exit code 1 if there was anything.
 
-torch_shm_manager is not counted: PyTorch starts it in a session of its own and it never ends when its users were killed.
+torch_shm_manager is not counted: PyTorch starts it in a session of its own, and it stays when its users are killed.
 """
 
 import contextlib

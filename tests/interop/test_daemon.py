@@ -76,7 +76,7 @@ def test_a_signal_ends_it_within_five_seconds_with_code_zero(start, number):
 def test_a_signal_in_the_middle_of_calls_leaves_no_caller_waiting(start, join):
     server = start.skep("serve", "--expert_cls", "nop_delay", "--hidden_dim", 32, "--expert_uids", "slow.0")
     (expert,) = experts(join(server.address), "slow.0")
-    expert.info
+    assert expert.info  # asked for now, not amid the calls
     outcome = []
     caller = threading.Thread(target=lambda: outcome.extend(calls.at_once(expert, [torch.randn(1, 32)] * 4)))
     caller.start()
@@ -90,7 +90,7 @@ def test_a_signal_in_the_middle_of_calls_leaves_no_caller_waiting(start, join):
 def test_a_second_signal_ends_it_at_once(start, join):
     server = start.skep("serve", "--expert_cls", "nop_delay", "--hidden_dim", 32, "--expert_uids", "stuck.0")
     (expert,) = experts(join(server.address), "stuck.0")
-    expert.info
+    assert expert.info  # asked for now, not amid the calls
     threading.Thread(target=lambda: calls.at_once(expert, [torch.randn(1, 32)] * 8), daemon=True).start()
     time.sleep(0.2)
     server.signal(signal.SIGTERM)

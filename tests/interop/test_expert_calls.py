@@ -21,7 +21,9 @@ def expert(dht, frozen):
 
 def test_its_info_is_what_hivemind_would_send(expert):
     sample = BatchTensorDescriptor.from_tensor(name_to_input["ffn"](3, 512))
-    local = hivemind.ModuleBackend("frozen.0", name_to_block["ffn"](512), args_schema=(sample,), max_batch_size=16).get_info()
+    local = hivemind.ModuleBackend(
+        "frozen.0", name_to_block["ffn"](512), args_schema=(sample,), max_batch_size=16
+    ).get_info()
     remote = expert.info
     assert remote.keys() == local.keys()
     assert remote["forward_schema"] == local["forward_schema"]
@@ -52,8 +54,8 @@ def test_an_expert_without_an_optimizer_answers_the_same_after_backward(expert):
     assert close(expert(x), before, 1e-6)
 
 
-# hivemind sends up to 2 MiB in one message and streams more, cut into pieces of 4 MiB. 1024 rows of 512 floats are 2 MiB; backward
-# carries inputs and gradients. So these are: one message each way, a stream back, streams with one piece a tensor, with two.
+# hivemind sends up to 2 MiB in one message and streams more, cut into pieces of 4 MiB. 1024 rows of 512 floats are 2
+# MiB; backward carries inputs and gradients. So: messages only, a stream back, streams of one piece a tensor, of two.
 @pytest.mark.parametrize("rows", [512, 1024, 1025, 2500])
 def test_a_large_batch_gives_what_small_ones_give(expert, rows):
     x, weights = torch.randn(rows, 512), torch.randn(rows, 512)
@@ -122,7 +124,11 @@ def test_a_gradient_of_another_shape_is_refused(expert):
 
 def test_an_unknown_uid_at_a_known_server_is_a_key_error(expert):
     stub, stranger = expert.stub, request("frozen.77", torch.randn(1, 512))
-    for call in (stub.rpc_forward(stranger), stub.rpc_backward(stranger), stub.rpc_info(runtime_pb2.ExpertUID(uid="frozen.77"))):
+    for call in (
+        stub.rpc_forward(stranger),
+        stub.rpc_backward(stranger),
+        stub.rpc_info(runtime_pb2.ExpertUID(uid="frozen.77")),
+    ):
         with pytest.raises(P2PHandlerError, match=r"KeyError\('frozen\.77'\)"):
             RemoteExpertWorker.run_coroutine(call)
 
@@ -148,7 +154,12 @@ def enormous():
     return message.SerializeToString()
 
 
-MALFORMED = {"no protobuf": b"\xff" * 50, "truncated": truncated(), "enormous": enormous(), "no tensors": request("frozen.0").SerializeToString()}
+MALFORMED = {
+    "no protobuf": b"\xff" * 50,
+    "truncated": truncated(),
+    "enormous": enormous(),
+    "no tensors": request("frozen.0").SerializeToString(),
+}
 
 
 @pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED.keys())
@@ -161,7 +172,9 @@ def test_a_malformed_request_is_refused_and_the_expert_goes_on(dht, frozen, expe
 def test_a_compressed_input_is_understood(dht, frozen, expert):
     x = torch.randn(3, 512)
     body = runtime_pb2.ExpertRequest(uid="frozen.0", tensors=[serialize_torch_tensor(x, runtime_pb2.FLOAT16)])
-    answer = runtime_pb2.ExpertResponse.FromString(unary(dht, frozen.peer_id, "ConnectionHandler.rpc_forward", body.SerializeToString()))
+    answer = runtime_pb2.ExpertResponse.FromString(
+        unary(dht, frozen.peer_id, "ConnectionHandler.rpc_forward", body.SerializeToString())
+    )
     assert close(deserialize_torch_tensor(answer.tensors[0]), expert(x.half().float()))
 
 

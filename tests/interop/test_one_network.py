@@ -28,7 +28,9 @@ def gone_within(node, uid, seconds):
 
 def test_a_python_node_can_be_the_bootstrap(start, join):
     bootstrap = start.hivemind("dht")
-    start.skep("serve", *FFN, "--num_experts", 2, "--expert_pattern", "guest.[0:2]", "--initial_peers", bootstrap.address)
+    start.skep(
+        "serve", *FFN, "--num_experts", 2, "--expert_pattern", "guest.[0:2]", "--initial_peers", bootstrap.address
+    )
     first, _ = experts(join(bootstrap.address), "guest.0", "guest.1")
     x = torch.randn(3, 32, requires_grad=True)
     first(x).sum().backward()
@@ -37,7 +39,9 @@ def test_a_python_node_can_be_the_bootstrap(start, join):
 
 def test_hivemind_dht_from_the_command_line_can_be_the_bootstrap(start, join, tmp_path):
     program = [sys.executable, "-m", "hivemind.hivemind_cli.run_dht"]
-    bootstrap = hosts.Host(program, ["--host_maddrs", "/ip4/127.0.0.1/tcp/0"], tmp_path / "run_dht.log", ready_within=None)
+    bootstrap = hosts.Host(
+        program, ["--host_maddrs", "/ip4/127.0.0.1/tcp/0"], tmp_path / "run_dht.log", ready_within=None
+    )
     start.made.append(bootstrap)
     address = None
     for _ in range(100):
@@ -136,7 +140,15 @@ def test_a_mixture_goes_on_when_one_of_its_servers_is_killed(start, join):
     victim = start.skep("serve", *FFN, "--expert_uids", "team.2", "team.3", "--initial_peers", keeper.address)
     dht = join(keeper.address)
     dmoe = hivemind.RemoteMixtureOfExperts(
-        in_features=32, uid_prefix="team.", grid_size=(4,), dht=dht, k_best=4, k_min=2, forward_timeout=5, backward_timeout=5, timeout_after_k_min=1
+        in_features=32,
+        uid_prefix="team.",
+        grid_size=(4,),
+        dht=dht,
+        k_best=4,
+        k_min=2,
+        forward_timeout=5,
+        backward_timeout=5,
+        timeout_after_k_min=1,
     )
     x = torch.randn(2, 32)
     dmoe(x).sum().backward()
@@ -148,13 +160,17 @@ def test_a_mixture_goes_on_when_one_of_its_servers_is_killed(start, join):
 
 
 def test_experts_on_a_grid_are_found_by_beam_search(start, join):
-    server = start.skep("serve", *FFN, "--num_experts", 9, "--expert_pattern", "grid.[0:3].[0:3]", "--optimizer", "none")
+    server = start.skep(
+        "serve", *FFN, "--num_experts", 9, "--expert_pattern", "grid.[0:3].[0:3]", "--optimizer", "none"
+    )
     dht = join(server.address)
     dmoe = hivemind.RemoteMixtureOfExperts(in_features=32, uid_prefix="grid.", grid_size=(3, 3), dht=dht, k_best=3)
     x = torch.randn(2, 32)
     with torch.no_grad():
         rows, columns = dmoe.proj(x).split((3, 3), dim=-1)
         scores, best = (rows[:, :, None] + columns[:, None, :]).flatten(1).topk(3, dim=-1)
-        answers = torch.stack([expert(x) for expert in experts(dht, *(f"grid.{i}.{j}" for i in range(3) for j in range(3)))])
+        answers = torch.stack(
+            [expert(x) for expert in experts(dht, *(f"grid.{i}.{j}" for i in range(3) for j in range(3)))]
+        )
         expected = (torch.softmax(scores, dim=-1)[..., None] * answers[best, torch.arange(2)[:, None]]).sum(1)
     assert close(dmoe(x), expected, 1e-4)
