@@ -21,7 +21,7 @@ running = []  # for the failure report
 class Host:
     """A server process, ready once it has printed its listen addresses."""
 
-    def __init__(self, program, arguments, log, ready_within=30):
+    def __init__(self, program, arguments, log, ready_within=60):
         self.name = " ".join([pathlib.Path(program[-1]).stem, *arguments])
         self.log = log
         self._errors = open(log, "wb")

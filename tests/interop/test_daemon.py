@@ -72,28 +72,32 @@ def test_a_signal_ends_it_within_five_seconds_with_code_zero(start, number):
     assert server.process.wait(timeout=5) == 0, server.errors()
 
 
+class Busy:
+    """A server with several seconds of work before it, and the callers who wait for it."""
+
+    def __init__(self, start, join):
+        self.server = start.skep("serve", "--expert_cls", "ffn", "--hidden_dim", 2048, "--expert_uids", "busy.0")
+        (expert,) = experts(join(self.server.address), "busy.0")
+        self.outcomes = []
+        work = [torch.randn(256, 2048)] * 40
+        self.callers = threading.Thread(target=lambda: self.outcomes.extend(calls.at_once(expert, work)), daemon=True)
+        self.callers.start()
+        time.sleep(0.5)
+        assert not self.outcomes, "the work was too little for this test"
+
+
 @pytest.mark.needs_skep
 def test_a_signal_in_the_middle_of_calls_leaves_no_caller_waiting(start, join):
-    server = start.skep("serve", "--expert_cls", "nop_delay", "--hidden_dim", 32, "--expert_uids", "slow.0")
-    (expert,) = experts(join(server.address), "slow.0")
-    assert expert.info  # asked for now, not amid the calls
-    outcome = []
-    caller = threading.Thread(target=lambda: outcome.extend(calls.at_once(expert, [torch.randn(1, 32)] * 4)))
-    caller.start()
-    time.sleep(0.2)
-    assert server.stop() == 0, server.errors()
-    caller.join(timeout=10)
-    assert len(outcome) == 4, "a caller still waits"
+    busy = Busy(start, join)
+    assert busy.server.stop() == 0, busy.server.errors()
+    busy.callers.join(timeout=10)
+    assert len(busy.outcomes) == 40, "a caller still waits"
 
 
 @pytest.mark.needs_skep
 def test_a_second_signal_ends_it_at_once(start, join):
-    server = start.skep("serve", "--expert_cls", "nop_delay", "--hidden_dim", 32, "--expert_uids", "stuck.0")
-    (expert,) = experts(join(server.address), "stuck.0")
-    assert expert.info  # asked for now, not amid the calls
-    threading.Thread(target=lambda: calls.at_once(expert, [torch.randn(1, 32)] * 8), daemon=True).start()
-    time.sleep(0.2)
-    server.signal(signal.SIGTERM)
+    busy = Busy(start, join)
+    busy.server.signal(signal.SIGTERM)
     time.sleep(0.1)
-    server.signal(signal.SIGTERM)
-    server.process.wait(timeout=1)
+    busy.server.signal(signal.SIGTERM)
+    busy.server.process.wait(timeout=1)

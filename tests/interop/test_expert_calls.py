@@ -1,5 +1,7 @@
 """What an expert answers, by numbers, and how it takes bad input."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import hivemind
 import pytest
 import torch
@@ -54,9 +56,14 @@ def test_an_expert_without_an_optimizer_answers_the_same_after_backward(expert):
     assert close(expert(x), before, 1e-6)
 
 
+LOSES_STREAMS = pytest.mark.beyond_hivemind(
+    why="on a busy machine its daemon resets streams before the answer was read, which its client takes for the end"
+)
+
+
 # hivemind sends up to 2 MiB in one message and streams more, cut into pieces of 4 MiB. 1024 rows of 512 floats are 2
 # MiB; backward carries inputs and gradients. So: messages only, a stream back, streams of one piece a tensor, of two.
-@pytest.mark.parametrize("rows", [512, 1024, 1025, 2500])
+@pytest.mark.parametrize("rows", [512, *(pytest.param(rows, marks=LOSES_STREAMS) for rows in (1024, 1025, 2500))])
 def test_a_large_batch_gives_what_small_ones_give(expert, rows):
     x, weights = torch.randn(rows, 512), torch.randn(rows, 512)
     outputs, gradient = forward_and_gradient(expert, x, weights)
@@ -65,6 +72,15 @@ def test_a_large_batch_gives_what_small_ones_give(expert, rows):
         part = slice(start, start + 8)
         expected, its_gradient = forward_and_gradient(expert, x[part], weights[part])
         assert close(outputs[part], expected) and close(gradient[part], its_gradient)
+
+
+@LOSES_STREAMS
+def test_large_answers_at_the_same_time_arrive_whole(expert):
+    x = torch.randn(2500, 512)
+    expected = torch.cat([expert(part).detach() for part in x.split(500)])
+    with ThreadPoolExecutor(4) as callers:
+        for answer in callers.map(expert, [x] * 12):
+            assert close(answer, expected)
 
 
 def test_sixty_calls_at_once_are_all_answered(expert):
