@@ -39,6 +39,13 @@ struct Group {
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
 }
 
+/// Executors end with whoever could give them work.
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.queue.stop();
+    }
+}
+
 /// The executors take no more jobs: too many wait, or they are stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NoExecutor;

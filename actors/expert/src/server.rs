@@ -4,6 +4,7 @@ mod directory;
 mod handler;
 mod once;
 mod placement;
+mod status;
 
 use std::{
     collections::BTreeSet,
@@ -15,7 +16,6 @@ use std::{
 use actix::Actor;
 use futures::FutureExt;
 use rand::RngCore;
-use serde::Serialize;
 use skep_dht::{Announcer, Dht};
 use skep_kernel::{
     ChildSpec, Deadline, Guardian, GuardianHandle, GuardianSpec, Intensity, Restart, Seed, SharedClock, Spawner,
@@ -27,9 +27,10 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 pub use placement::{ExpertPattern, PlacementError, choose_uids};
+pub use status::{ServerError, ServerStatus};
 
 use crate::{
-    BackendError, BackendFactory, ConfigError, Cost, ExpertActor, ExpertHandle, ExpertStatus, ServerConfig,
+    BackendFactory, Cost, ExpertActor, ExpertHandle, ServerConfig,
     executor::{ExecutorGroup, panic_text},
     handle::build::build,
     task::InFlight,
@@ -78,50 +79,6 @@ pub enum Executors {
     },
 }
 
-/// Why a server does not start, is not ready or does not stop in time.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ServerError {
-    /// Two experts of one name.
-    #[error("expert {0} is to be hosted twice")]
-    DuplicateUid(ExpertUid),
-    /// A configuration that cannot work.
-    #[error("[server] {0}")]
-    Config(#[from] ConfigError),
-    /// The machine gives no threads.
-    #[error("cannot start executor threads: {0}")]
-    Threads(String),
-    /// A backend could not be made.
-    #[error("expert {uid} cannot be built: {error}")]
-    Build {
-        /// The expert.
-        uid: ExpertUid,
-        /// What its factory said.
-        error: BackendError,
-    },
-    /// An actor of the server cannot be supervised.
-    #[error("cannot start the server's actors: {0}")]
-    Supervision(String),
-    /// A bug in the server.
-    #[error("the server panicked: {0}")]
-    Panicked(String),
-    /// The runtime that should run the server has stopped.
-    #[error("the runtime has stopped")]
-    RuntimeStopped,
-    /// Not ready before the deadline.
-    #[error("the server is not ready: {0}")]
-    NotReady(String),
-    /// The server is stopping or has stopped.
-    #[error("the server is stopping")]
-    Stopping,
-    /// Executors were still busy at the deadline; they end after their batch.
-    #[error("{unfinished} accepted tasks were not finished before the deadline and got an error")]
-    Unfinished {
-        /// Tasks that got an error, or whose batch still runs.
-        unfinished: usize,
-    },
-}
-
 /// What the server is up to.
 #[derive(Clone, Debug, PartialEq)]
 enum Phase {
@@ -131,19 +88,6 @@ enum Phase {
     Failed(ServerError),
     Stopping,
     Stopped,
-}
-
-/// A snapshot of a server; feeds status pages, tests and exporters.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ServerStatus {
-    /// Whether experts are built and, given a DHT, announced.
-    pub ready: bool,
-    /// Why it is not ready.
-    pub trouble: Option<String>,
-    /// Calls being served.
-    pub calls: usize,
-    /// The experts in the order of their names.
-    pub experts: Vec<ExpertStatus>,
 }
 
 /// See the module's documentation. Cheap to clone; stops by [`stop`](Server::stop) only.

@@ -66,3 +66,38 @@ fn a_panicking_expert_does_not_take_its_thread_along() {
         server.stop(soon(60)).await.unwrap();
     });
 }
+
+#[test]
+fn whatever_was_accepted_while_a_server_stops_is_answered() {
+    run(|parts, clock| async move {
+        let soon = |n| Deadline::after(clock.now(), Duration::from_secs(n));
+        let hosted = (0..2).map(|i| Closures::echo().hosted(&format!("e.{i}"))).collect();
+        let server = Server::new(parts, hosted).unwrap();
+        server.ready(soon(60)).await.unwrap();
+        let callers = (0..4).map(|i| {
+            let (e, deadline) = (expert(&server, &format!("e.{}", i % 2)), soon(60));
+            std::thread::Builder::new().spawn(move || {
+                let mut accepted = Vec::new();
+                loop {
+                    match e.submit(Kind::Forward, vec![rows(1, 1 + i, 0.0)], deadline) {
+                        Ok(task) => accepted.push(task),
+                        Err(ServeError::Overloaded { .. }) => std::thread::yield_now(),
+                        Err(error) => return (accepted, error),
+                    }
+                }
+            })
+        });
+        let callers: Vec<_> = callers.map(Result::unwrap).collect();
+        while server.status().experts.iter().any(|e| e.forward_tasks < 100) {
+            actix_rt::task::yield_now().await;
+        }
+        server.stop(soon(60)).await.unwrap();
+        for caller in callers {
+            let (accepted, refused) = caller.join().unwrap();
+            assert_eq!(refused, ServeError::Stopping);
+            for result in answers(accepted).await {
+                assert!(matches!(result, Ok(_) | Err(ServeError::Stopping)), "{result:?}");
+            }
+        }
+    });
+}

@@ -4,7 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use skep_kernel::{Rows, SharedClock, Spawner};
 
-use super::{ExecutorGroup, begin, finish, queue::Work, run_job};
+use super::{
+    ExecutorGroup, begin, finish,
+    queue::{ReadyQueue, Work},
+    run_job,
+};
 use crate::{Kind, task::Ticket};
 
 /// What a batch of a kind and so many rows costs on a simulated device.
@@ -17,24 +21,23 @@ impl ExecutorGroup {
         let group = Self::new(clock);
         for _ in 0..n.max(1) {
             let ticket = group.0.running.enter();
-            spawner.spawn(serve(group.clone(), cost.clone(), ticket));
+            spawner.spawn(serve(group.0.queue.clone(), group.0.clock.clone(), cost.clone(), ticket));
         }
         group
     }
 }
 
-async fn serve(group: ExecutorGroup, cost: Cost, ticket: Ticket) {
-    let (queue, clock) = (&group.0.queue, &group.0.clock);
+async fn serve(queue: Arc<ReadyQueue>, clock: SharedClock, cost: Cost, ticket: Ticket) {
     loop {
         match queue.pop(clock.now()) {
             Work::Expert(expert) => {
-                if let Some(errand) = begin(queue, &expert, clock.now()) {
+                if let Some(errand) = begin(&queue, &expert, clock.now()) {
                     if let Some(kind) = errand.kind() {
                         let done_at = clock.now() + cost(kind, errand.rows());
                         clock.sleep_until(done_at).await;
                     }
                     errand.run(&expert);
-                    finish(queue, expert);
+                    finish(&queue, expert);
                 }
             }
             Work::Job(job) => run_job(job),
