@@ -171,8 +171,11 @@ async fn streams_over_the_limit_of_a_connection_are_reset_and_counted() {
     }
     eventually("three are reset", || server.net.status().streams_in_refused == 3).await;
     silent.clear();
-    eventually("there is room again", || server.net.shared().connections.count().0 == 1).await;
-    client.ping(server.peer()).await.unwrap();
+    // The server learns of the ends one by one.
+    let mut answer = client.ping(server.peer()).await;
+    while answer.is_err() {
+        answer = client.ping(server.peer()).await;
+    }
 }
 
 #[tokio::test]

@@ -113,9 +113,14 @@ impl Door {
         self.inside.load(Ordering::Relaxed)
     }
 
-    /// Lets nobody in any more and waits until everybody has left.
-    pub(crate) async fn shut(&self) {
+    /// Lets nobody in any more.
+    pub(crate) fn shut(&self) {
         self.is_shut.store(true, Ordering::Relaxed);
+    }
+
+    /// Shuts the door and waits until everybody has left.
+    pub(crate) async fn empty(&self) {
+        self.shut();
         for calls in [&self.experts, &self.dht] {
             if let Ok(all) = calls.acquire_many(self.max_calls).await {
                 all.forget();

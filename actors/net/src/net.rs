@@ -30,6 +30,8 @@ use crate::{
 
 /// Commands to the swarm that may wait.
 const COMMANDS: usize = 1024;
+/// How long the operating system may take to tell the addresses of sockets that it has bound.
+const LISTEN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long tasks may take to notice that the network stops.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -148,6 +150,7 @@ impl Net {
     /// Stops: lets no call in, lets those being served end, closes connections; what is not done by the deadline is cut
     /// off. Completes when the network's thread has ended, shortly after the deadline at the latest.
     pub async fn shutdown(&self, deadline: Deadline) {
+        self.shared.door.shut();
         // A full channel holds an earlier stop.
         let _stops_already = self.stop.try_send(deadline);
         let mut stopped = self.stopped.clone();
@@ -277,7 +280,10 @@ fn run(
             Ok(swarm) => swarm,
             Err(error) => return started(Err(error)),
         };
-        match Node::listen(swarm, shared, commands).await {
+        let clock = shared.clock.clone();
+        let deadline = Deadline::after(clock.now(), LISTEN_PATIENCE);
+        let node = before(&*clock, deadline, Node::listen(swarm, shared, commands)).await;
+        match node.unwrap_or_else(|_| Err(NetError::Start(io::ErrorKind::TimedOut.into()))) {
             Ok(node) => {
                 started(Ok(runtime.handle().clone()));
                 node.run(stop).await;

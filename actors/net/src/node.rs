@@ -132,7 +132,7 @@ impl Node {
 
     async fn drain(&mut self) {
         let shared = self.shared.clone();
-        let mut idle = std::pin::pin!(shared.door.shut());
+        let mut idle = std::pin::pin!(shared.door.empty());
         loop {
             tokio::select! {
                 biased;

@@ -272,7 +272,7 @@ async fn shutdown_answers_what_is_being_served_and_lets_nothing_new_in() {
         release.send(true).unwrap();
         refused
     };
-    // `join!` polls in order: the stop is under way before the call is made.
+    // `join!` polls in order: the door is shut before the call is made.
     let ((), refused) = tokio::join!(shutdown, refused);
     assert!(matches!(&refused, Err(RpcError::Remote { text }) if text.contains("stopping")), "{refused:?}");
     assert_eq!(buffers(&call.await.unwrap().unwrap().body), buffers(&tensors(&[100_000])));
