@@ -57,7 +57,7 @@ impl Dht {
         prefixes: Vec<ExpertPrefix>,
         deadline: Deadline,
     ) -> Result<SuccessorTable, DhtError> {
-        let found = self.entries(&prefixes, deadline).await?;
+        let found = self.entries(&prefixes, Freshness::Valid, deadline).await?;
         let now = self.clock().now();
         let table = prefixes.into_iter().zip(found).map(|(prefix, mut entries)| {
             entries.retain(|_, exemplar| !self.bans().is_banned(now, &exemplar.peer));
@@ -168,7 +168,8 @@ impl Dht {
         Ok(tombstones)
     }
 
-    /// Every announced expert under a prefix, sorted by uid, looking breadth first through the prefix dictionaries.
+    /// Every announced expert under a prefix, sorted by coordinates, looking breadth first through the prefix
+    /// dictionaries. Caches do not count: what was withdrawn is not listed.
     ///
     /// Under a bare name (`expert.`) no dictionary exists that tells the first coordinates, so they are tried in order up
     /// to a limit and until a long gap. A prefix entry names one expert per coordinate; experts beside it are found
@@ -187,7 +188,7 @@ impl Dht {
         }
         while !listing.queue.is_empty() && listing.found.len() < limits.max_experts {
             let batch: Vec<ExpertPrefix> = listing.queue.drain(..listing.queue.len().min(PREFIXES_PER_BATCH)).collect();
-            let entries = self.entries(&batch, deadline).await?;
+            let entries = self.entries(&batch, Freshness::Latest, deadline).await?;
             for (prefix, entries) in batch.iter().zip(entries) {
                 listing.take(prefix, entries);
             }
@@ -204,7 +205,7 @@ impl Dht {
         while next < limits.max_first_coordinate && next <= last_seen + limits.max_gap {
             let end = limits.max_first_coordinate.min(next + PREFIXES_PER_BATCH as u64);
             let batch: Vec<ExpertPrefix> = (next..end).map(|coordinate| name.child(coordinate)).collect();
-            let entries = self.entries(&batch, deadline).await?;
+            let entries = self.entries(&batch, Freshness::Latest, deadline).await?;
             for ((coordinate, prefix), entries) in (next..end).zip(&batch).zip(entries) {
                 if !entries.is_empty() {
                     last_seen = coordinate;
@@ -220,10 +221,11 @@ impl Dht {
     async fn entries(
         &self,
         prefixes: &[ExpertPrefix],
+        freshness: Freshness,
         deadline: Deadline,
     ) -> Result<Vec<BTreeMap<i64, Exemplar>>, DhtError> {
         let keys = prefixes.iter().map(|prefix| experts::key(prefix.as_str())).collect();
-        let found = self.get_many(keys, Freshness::Valid, deadline).await?;
+        let found = self.get_many(keys, freshness, deadline).await?;
         let entries = prefixes.iter().zip(found).map(|(prefix, stored)| match stored {
             Some(stored) => experts::read_entries(prefix.as_str(), &stored),
             None => BTreeMap::new(),

@@ -105,5 +105,8 @@ fn a_listing_finds_flat_and_deep_grids() {
             assert_eq!(listed.iter().map(|l| l.uid.clone()).collect::<Vec<_>>(), expected);
             assert!(listed.iter().all(|l| l.hosted.expiration == until));
         }
+        members[2].withdraw_experts(deep, within(&sim, 10)).await.unwrap();
+        let listed = members[4].experts_under(&prefix("ffn."), ListLimits::default(), within(&sim, 30)).await.unwrap();
+        assert_eq!(listed, [], "caches do not count");
     });
 }
