@@ -75,3 +75,65 @@ impl Timed<Stored> {
         is_valid(self.expiration, now).then_some(self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A value that its place and expiration decide, as one writer would make it.
+    fn timed(subkey: u8, expiration: u8) -> Timed<Bytes> {
+        Timed { value: Bytes::from(vec![subkey, expiration]), expiration: WallTime(expiration.into()) }
+    }
+
+    prop_compose! {
+        fn stored()(items in prop::collection::btree_map(0..4u8, 1..9u8, 0..4), regular in 1..9u8) -> Timed<Stored> {
+            match items.values().max() {
+                None => {
+                    let Timed { value, expiration } = timed(0, regular);
+                    Timed { value: Stored::Regular(value), expiration }
+                }
+                Some(latest) => {
+                    let items: BTreeMap<Bytes, Timed<Bytes>> =
+                        items.iter().map(|(key, at)| (Bytes::from(vec![*key]), timed(*key, *at))).collect();
+                    Timed { value: Stored::Dictionary(items), expiration: WallTime((*latest).into()) }
+                }
+            }
+        }
+    }
+
+    fn merged(mut a: Timed<Stored>, b: Timed<Stored>) -> Timed<Stored> {
+        a.merge(b);
+        a
+    }
+
+    proptest! {
+        #[test]
+        fn merging_again_changes_nothing(a in stored(), b in stored()) {
+            let mut both = merged(a, b.clone());
+            prop_assert!(!both.merge(b));
+        }
+
+        #[test]
+        fn dictionaries_merge_in_any_order(a in stored(), b in stored()) {
+            let dictionaries = matches!((&a.value, &b.value), (Stored::Dictionary(_), Stored::Dictionary(_)));
+            prop_assume!(dictionaries);
+            prop_assert_eq!(merged(a.clone(), b.clone()), merged(b, a));
+        }
+
+        #[test]
+        fn what_is_left_is_valid(a in stored(), now in 0..10u8) {
+            let now = WallTime(now.into());
+            if let Some(Timed { value, expiration }) = a.valid_at(now) {
+                prop_assert!(is_valid(expiration, now));
+                if let Stored::Dictionary(items) = value {
+                    prop_assert!(!items.is_empty() && items.values().all(|item| is_valid(item.expiration, now)));
+                }
+            }
+        }
+    }
+}
