@@ -1,0 +1,10 @@
+//! The daemon's configuration: sections, layers (file < environment < flags), checks.
+
+mod error;
+mod load;
+mod sections;
+pub mod validate;
+
+pub use error::ConfigError;
+pub use load::{Flags, Loaded, load};
+pub use sections::{Config, Dht, Experts, Limits, Log, Node, Server};

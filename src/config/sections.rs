@@ -1,0 +1,215 @@
+//! The sections of `skep.toml`. Each crate owns the limits it enforces; here they are gathered, named and given defaults.
+
+use std::path::PathBuf;
+
+use multiaddr::Multiaddr;
+use serde::{Deserialize, Serialize};
+
+/// Everything the daemon can be told. `config/skep.toml` shows every key at its default.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Identity, addresses, peers.
+    pub node: Node,
+    /// The DHT protocol.
+    pub dht: Dht,
+    /// How experts batch and announce.
+    pub server: Server,
+    /// What is hosted.
+    pub experts: Vec<Experts>,
+    /// What is refused when there is too much of it.
+    pub limits: Limits,
+    /// What is written to stderr.
+    pub log: Log,
+}
+
+/// `[node]`: who we are and where we are found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Node {
+    /// Addresses to listen on.
+    pub host_maddrs: Vec<Multiaddr>,
+    /// Addresses that others are told, when they differ from those listened on.
+    pub announce_maddrs: Vec<Multiaddr>,
+    /// Peers of the network to join, each with its `/p2p/…`; empty starts a network of one's own.
+    pub initial_peers: Vec<Multiaddr>,
+    /// Private key; made when the file does not exist. Without one every start is a new peer.
+    pub identity_path: Option<PathBuf>,
+    /// A file of peer ids, one a line: nobody else may connect.
+    pub allow_peers: Option<PathBuf>,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self {
+            host_maddrs: vec!["/ip4/127.0.0.1/tcp/0".parse().expect("a literal multiaddr")],
+            announce_maddrs: Vec::new(),
+            initial_peers: Vec::new(),
+            identity_path: None,
+            allow_peers: None,
+        }
+    }
+}
+
+/// `[dht]`: the hivemind DHT protocol. Defaults are hivemind's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dht {
+    /// Peers in one routing-table bucket.
+    pub bucket_size: usize,
+    /// Peers that keep a copy of each record.
+    pub num_replicas: usize,
+    /// Seconds to wait for one answer of another node.
+    pub wait_timeout: f64,
+    /// Concurrent requests of one search.
+    pub num_workers: usize,
+}
+
+impl Default for Dht {
+    fn default() -> Self {
+        Self { bucket_size: 20, num_replicas: 5, wait_timeout: 3.0, num_workers: 4 }
+    }
+}
+
+/// `[server]`: batching and announcing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// Rows below which a batch waits for more, at most `max_wait`.
+    pub min_batch_size: u32,
+    /// Rows of one batch at the most.
+    pub max_batch_size: u32,
+    /// Seconds that a batch below `min_batch_size` waits.
+    pub max_wait: f64,
+    /// Executor threads per device; 0 is one per core.
+    pub executors: usize,
+    /// Seconds between announcements in the DHT.
+    pub update_period: f64,
+    /// Seconds for which an announcement holds; by default twice `update_period`.
+    pub expiration: Option<f64>,
+    /// Refuse inputs and gradients that are not finite.
+    pub check_finite: bool,
+    /// Seconds between statistics in the log; by default none.
+    pub stats_report_interval: Option<f64>,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            min_batch_size: 1,
+            max_batch_size: 16384,
+            max_wait: 0.05,
+            executors: 0,
+            update_period: 30.0,
+            expiration: None,
+            check_finite: false,
+            stats_report_interval: None,
+        }
+    }
+}
+
+/// `[[experts]]`: one group of experts that are made alike.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Experts {
+    /// Uids to choose from, as in `expert.[0:5]` or `ffn.[0:4].[0:16]`.
+    pub expert_pattern: Option<String>,
+    /// Uids to host, in full.
+    pub expert_uids: Vec<String>,
+    /// How many to host; by default all that the pattern names.
+    pub num_experts: Option<usize>,
+    /// The module: `ffn` or `nop`.
+    pub expert_cls: String,
+    /// Width of the module's input.
+    pub hidden_dim: i64,
+    /// `sgd`, `adam`, `adamw` or `none`.
+    pub optimizer: String,
+    /// By default 0.01 for sgd and 0.001 for the others.
+    pub learning_rate: Option<f64>,
+    /// `none` or `linear`.
+    pub scheduler: String,
+    /// Steps of linear warm-up.
+    pub num_warmup_steps: u64,
+    /// Steps after which the linear schedule reaches zero.
+    pub num_training_steps: Option<u64>,
+    /// Largest norm of a step's gradients; by default they are not clipped.
+    pub clip_grad_norm: Option<f64>,
+    /// How inputs are compressed on the way: `NONE`, `FLOAT16`, `MEANSTD_16BIT`, `QUANTILE_8BIT`, `UNIFORM_8BIT`,
+    /// `BLOCKWISE_8BIT`.
+    pub compression: String,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// Makes the initial weights repeatable.
+    pub seed: Option<u64>,
+}
+
+impl Default for Experts {
+    fn default() -> Self {
+        Self {
+            expert_pattern: None,
+            expert_uids: Vec::new(),
+            num_experts: None,
+            expert_cls: "ffn".to_owned(),
+            hidden_dim: 1024,
+            optimizer: "sgd".to_owned(),
+            learning_rate: None,
+            scheduler: "none".to_owned(),
+            num_warmup_steps: 0,
+            num_training_steps: None,
+            clip_grad_norm: None,
+            compression: "NONE".to_owned(),
+            device: "cpu".to_owned(),
+            seed: None,
+        }
+    }
+}
+
+/// `[limits]`: what is refused when there is too much of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Calls served at once.
+    pub max_inbound_calls: usize,
+    /// Connections in all.
+    pub max_connections: u32,
+    /// Rows waiting per expert and direction; 0 is four times `max_batch_size`.
+    pub mailbox_rows: u32,
+    /// Payload bytes waiting per expert and direction.
+    pub mailbox_bytes: usize,
+    /// Seconds after which a call of a hivemind client ends with a TimeoutError.
+    pub legacy_deadline: f64,
+    /// DHT records kept for others.
+    pub dht_records: usize,
+    /// Bytes of DHT records kept for others.
+    pub dht_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_inbound_calls: 4096,
+            max_connections: 1024,
+            mailbox_rows: 0,
+            mailbox_bytes: 1 << 30,
+            legacy_deadline: 300.0,
+            dht_records: 1 << 20,
+            dht_bytes: 1 << 29,
+        }
+    }
+}
+
+/// `[log]`: what is written to stderr.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// A filter in `tracing`'s terms, as in `info` or `info,skep_net=debug`.
+    pub filter: String,
+    /// `text` or `json`.
+    pub format: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { filter: "info".to_owned(), format: "text".to_owned() }
+    }
+}

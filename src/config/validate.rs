@@ -1,0 +1,173 @@
+//! Checks what types cannot: values that are well-formed and make no sense.
+
+use multiaddr::{Multiaddr, Protocol};
+use skep_wire::ExpertUid;
+
+use super::{Config, Experts};
+
+/// A value that makes no sense.
+#[derive(Debug, PartialEq)]
+pub struct Bad {
+    /// Dotted path of the key.
+    pub path: String,
+    /// What is wrong.
+    pub problem: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+fn bad(path: impl Into<String>, problem: impl Into<String>, remedy: impl Into<String>) -> Result<(), Bad> {
+    Err(Bad { path: path.into(), problem: problem.into(), remedy: remedy.into() })
+}
+
+/// Names that `expert_cls` takes.
+pub const EXPERT_CLASSES: &[&str] = &["ffn", "transformer", "nop", "nop_delay", "det_dropout"];
+/// Names that `optimizer` takes.
+pub const OPTIMIZERS: &[&str] = &["sgd", "adam", "adamw", "none"];
+/// Names that `scheduler` takes.
+pub const SCHEDULERS: &[&str] = &["none", "linear"];
+/// Names that `compression` takes.
+pub const COMPRESSIONS: &[&str] =
+    &["NONE", "MEANSTD_16BIT", "FLOAT16", "QUANTILE_8BIT", "UNIFORM_8BIT", "BLOCKWISE_8BIT"];
+/// Names that `log.format` takes.
+pub const LOG_FORMATS: &[&str] = &["text", "json"];
+
+/// Finds the first value that makes no sense.
+pub fn check(config: &Config) -> Result<(), Bad> {
+    node(config)?;
+    numbers(config)?;
+    one_of("log.format", &config.log.format, LOG_FORMATS)?;
+    for (i, experts) in config.experts.iter().enumerate() {
+        group(&format!("experts.{i}"), experts)?;
+    }
+    Ok(())
+}
+
+fn node(config: &Config) -> Result<(), Bad> {
+    if config.node.host_maddrs.is_empty() {
+        return bad("node.host_maddrs", "no address to listen on", "give one, as in \"/ip4/127.0.0.1/tcp/0\"");
+    }
+    for address in &config.node.initial_peers {
+        if peer_of(address).is_none() {
+            return bad(
+                "node.initial_peers",
+                format!("{address} does not say which peer is there"),
+                "end it with /p2p/ and the peer id, as the other node prints it when it is ready",
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Whether only this machine reaches an address.
+pub fn is_loopback(address: &Multiaddr) -> bool {
+    address.iter().any(|part| match part {
+        Protocol::Ip4(ip) => ip.is_loopback(),
+        Protocol::Ip6(ip) => ip.is_loopback(),
+        Protocol::Memory(_) => true,
+        _ => false,
+    })
+}
+
+/// The peer id at the end of a multiaddr.
+pub fn peer_of(address: &Multiaddr) -> Option<libp2p_identity::PeerId> {
+    address.iter().find_map(|part| match part {
+        Protocol::P2p(peer) => Some(peer),
+        _ => None,
+    })
+}
+
+fn numbers(config: &Config) -> Result<(), Bad> {
+    let server = &config.server;
+    let positive = [
+        ("dht.wait_timeout", config.dht.wait_timeout),
+        ("server.max_wait", server.max_wait),
+        ("server.update_period", server.update_period),
+        ("server.expiration", server.expiration.unwrap_or(1.0)),
+        ("server.stats_report_interval", server.stats_report_interval.unwrap_or(1.0)),
+        ("limits.legacy_deadline", config.limits.legacy_deadline),
+    ];
+    for (path, seconds) in positive {
+        if !(seconds > 0.0 && seconds <= 1e9) {
+            return bad(path, format!("{seconds} is no number of seconds above 0"), "give seconds, as in 30.0");
+        }
+    }
+    let counts = [
+        ("dht.bucket_size", config.dht.bucket_size),
+        ("dht.num_replicas", config.dht.num_replicas),
+        ("dht.num_workers", config.dht.num_workers),
+        ("server.max_batch_size", server.max_batch_size as usize),
+        ("limits.max_inbound_calls", config.limits.max_inbound_calls),
+        ("limits.max_connections", config.limits.max_connections as usize),
+        ("limits.mailbox_bytes", config.limits.mailbox_bytes),
+        ("limits.dht_records", config.limits.dht_records),
+        ("limits.dht_bytes", config.limits.dht_bytes),
+    ];
+    for (path, count) in counts {
+        if count == 0 {
+            return bad(path, "must be at least 1", "leave the key out to use its default");
+        }
+    }
+    if server.min_batch_size > server.max_batch_size {
+        return bad(
+            "server.min_batch_size",
+            format!("{} is above server.max_batch_size {}", server.min_batch_size, server.max_batch_size),
+            "lower it, or raise max_batch_size",
+        );
+    }
+    Ok(())
+}
+
+fn group(path: &str, experts: &Experts) -> Result<(), Bad> {
+    let at = |key: &str| format!("{path}.{key}");
+    one_of(at("expert_cls"), &experts.expert_cls, EXPERT_CLASSES)?;
+    one_of(at("optimizer"), &experts.optimizer, OPTIMIZERS)?;
+    one_of(at("scheduler"), &experts.scheduler, SCHEDULERS)?;
+    one_of(at("compression"), &experts.compression, COMPRESSIONS)?;
+    for uid in &experts.expert_uids {
+        if let Err(error) = uid.parse::<ExpertUid>() {
+            return bad(at("expert_uids"), error.to_string(), "name experts in full, as in \"expert.3\"");
+        }
+    }
+    match (&experts.expert_pattern, experts.expert_uids.len(), experts.num_experts) {
+        (None, 0, _) => bad(
+            at("expert_pattern"),
+            "nothing says which experts to host",
+            "give expert_pattern = \"expert.[0:5]\" or expert_uids = [\"expert.0\"]",
+        )?,
+        (Some(_), 1.., _) => {
+            bad(at("expert_uids"), "expert_pattern and expert_uids exclude each other", "leave one of them out")?
+        }
+        (None, given, Some(wanted)) if given != wanted => {
+            bad(at("num_experts"), format!("{wanted}, but {given} uids are given"), "leave num_experts out")?
+        }
+        _ => {}
+    }
+    if experts.num_experts == Some(0) {
+        return bad(at("num_experts"), "must be at least 1", "leave it out to host all that the pattern names");
+    }
+    if !(1..=1 << 20).contains(&experts.hidden_dim) {
+        return bad(at("hidden_dim"), format!("{} is no width", experts.hidden_dim), "give 1 to 1048576");
+    }
+    if experts.scheduler == "linear" && experts.num_training_steps.is_none() {
+        return bad(
+            at("num_training_steps"),
+            "the linear schedule needs the number of steps after which it reaches zero",
+            "give num_training_steps, or scheduler = \"none\"",
+        );
+    }
+    let rates = [("learning_rate", experts.learning_rate), ("clip_grad_norm", experts.clip_grad_norm)];
+    for (key, value) in rates {
+        if value.is_some_and(|v| !(v > 0.0 && v.is_finite())) {
+            return bad(at(key), "must be a number above 0", "leave the key out to use its default");
+        }
+    }
+    Ok(())
+}
+
+fn one_of(path: impl Into<String>, value: &str, names: &[&str]) -> Result<(), Bad> {
+    if names.contains(&value) {
+        return Ok(());
+    }
+    bad(path, format!("{value:?} is none of {}", names.join(", ")), format!("use one of {}", names.join(", ")))
+}

@@ -1,0 +1,206 @@
+//! From a configuration to a running node, until a signal ends it.
+
+use std::{
+    io::{IsTerminal, Write},
+    path::Path,
+    str::FromStr,
+    time::Duration,
+};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use libp2p_identity::PeerId;
+#[cfg(feature = "torch")]
+use skep_torch::Schedule;
+use skep_wire::Compression;
+
+use crate::{
+    Runtime, RuntimeBuilder,
+    config::{Config, validate::is_loopback},
+    error::Error,
+};
+
+/// A signal ends the process so long after it at the latest.
+const STOP_WITHIN: Duration = Duration::from_millis(4500);
+/// How often a node that is not ready yet looks for a signal.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// A node without experts.
+pub fn node(config: &Config) -> Result<RuntimeBuilder, Error> {
+    raise_file_limit();
+    let mut builder = Runtime::builder().initial_peers(config.node.initial_peers.clone());
+    if let Some(path) = &config.node.identity_path {
+        builder = builder.identity_file(path);
+    }
+    let net = builder.net_config();
+    net.listen = config.node.host_maddrs.clone();
+    net.announce = config.node.announce_maddrs.clone();
+    net.allow_peers = config.node.allow_peers.as_deref().map(read_peers).transpose()?;
+    net.limits.max_inbound_calls = config.limits.max_inbound_calls;
+    net.limits.max_connections = config.limits.max_connections as usize;
+    net.limits.reserved_connections = net.limits.max_connections / 2;
+    net.timeouts.legacy_deadline = Duration::from_secs_f64(config.limits.legacy_deadline);
+    let dht = builder.dht_config();
+    dht.bucket_size = config.dht.bucket_size;
+    dht.num_replicas = config.dht.num_replicas;
+    dht.num_workers = config.dht.num_workers;
+    dht.wait_timeout = Duration::from_secs_f64(config.dht.wait_timeout);
+    dht.max_records = config.limits.dht_records;
+    dht.max_bytes = config.limits.dht_bytes;
+    if config.node.host_maddrs.iter().any(|address| !is_loopback(address)) && config.node.allow_peers.is_none() {
+        tracing::warn!("listening beyond loopback: whoever reaches these addresses can train the experts here");
+    }
+    Ok(builder)
+}
+
+/// A node that hosts what `[[experts]]` names.
+#[cfg(feature = "torch")]
+pub fn server(config: &Config) -> Result<RuntimeBuilder, Error> {
+    skep_torch::process::tune(&skep_torch::process::Tuning::default()).map_err(|error| Error::Invalid(error.to_string()))?;
+    let mut builder = node(config)?;
+    let server = builder.server_config();
+    server.min_batch_size = config.server.min_batch_size;
+    server.max_batch_size = config.server.max_batch_size;
+    server.max_wait = Duration::from_secs_f64(config.server.max_wait);
+    server.executors = config.server.executors;
+    server.update_period = Duration::from_secs_f64(config.server.update_period);
+    server.expiration = Duration::from_secs_f64(config.server.expiration.unwrap_or(0.0));
+    server.check_finite = config.server.check_finite;
+    server.mailbox_rows = config.limits.mailbox_rows;
+    server.mailbox_bytes = config.limits.mailbox_bytes;
+    server.legacy_deadline = Duration::from_secs_f64(config.limits.legacy_deadline);
+    for group in &config.experts {
+        builder = builder.host(experts(group)?);
+    }
+    Ok(builder)
+}
+
+#[cfg(feature = "torch")]
+fn experts(group: &crate::config::Experts) -> Result<crate::Experts, Error> {
+    use crate::Experts;
+
+    let experts = match &group.expert_pattern {
+        Some(pattern) => Experts::pattern(pattern),
+        None => {
+            let uids = group.expert_uids.iter().map(|uid| uid.parse()).collect::<Result<Vec<_>, _>>();
+            Experts::uids(uids.map_err(|error| Error::Invalid(error.to_string()))?)
+        }
+    };
+    let experts = match group.num_experts {
+        Some(count) => experts.count(count),
+        None => experts,
+    };
+    let invalid = |error: skep_torch::Error| Error::Invalid(error.to_string());
+    let width = usize::try_from(group.hidden_dim).expect("checked to be a width");
+    let module = skep_torch::ModuleSpec::named(&group.expert_cls, width).map_err(invalid)?;
+    let mut optimizer = skep_torch::OptimizerSpec::named(&group.optimizer).map_err(invalid)?;
+    if let Some(rate) = group.learning_rate {
+        optimizer = optimizer.learning_rate(rate);
+    }
+    if let Some(norm) = group.clip_grad_norm {
+        optimizer = optimizer.clip_grad_norm(norm);
+    }
+    if let (true, Some(total)) = (group.scheduler == "linear", group.num_training_steps) {
+        optimizer = optimizer.schedule(Schedule::Linear { warmup_steps: group.num_warmup_steps, total_steps: total });
+    }
+    let device = skep_torch::parse_device(&group.device).map_err(invalid)?;
+    let compression = Compression::from_name(&group.compression).expect("checked to be a codec");
+    let experts = experts.module(module).optimizer(optimizer).device(device).compression(compression);
+    Ok(match group.seed {
+        Some(seed) => experts.seed(seed),
+        None => experts,
+    })
+}
+
+/// Runs a node until a signal: prints its addresses on stdout once it is ready, ends it in order.
+pub fn run(builder: RuntimeBuilder, config: &Config, signal: &Receiver<()>) -> Result<(), Error> {
+    let runtime = builder.launch()?;
+    let ready = become_ready(&runtime, signal)?;
+    if ready {
+        announce(&runtime)?;
+        watch(&runtime, config, signal)?;
+    }
+    tracing::info!("stopping");
+    runtime.stop(STOP_WITHIN)
+}
+
+/// Waits for as long as it takes; `false` when a signal came first.
+fn become_ready(runtime: &Runtime, signal: &Receiver<()>) -> Result<bool, Error> {
+    loop {
+        match runtime.ready(LOOK) {
+            Ok(()) => return Ok(true),
+            Err(Error::NotReady { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        if signal.try_recv().is_ok() {
+            return Ok(false);
+        }
+    }
+}
+
+fn announce(runtime: &Runtime) -> Result<(), Error> {
+    for expert in runtime.experts() {
+        tracing::info!("{}: {}, {} parameters", expert.uid, expert.class, expert.parameters);
+    }
+    let addresses = runtime.addresses();
+    let mut stdout = std::io::stdout().lock();
+    for address in &addresses {
+        writeln!(stdout, "{address}").map_err(|source| Error::System { what: "cannot write to stdout".into(), source })?;
+    }
+    stdout.flush().map_err(|source| Error::System { what: "cannot write to stdout".into(), source })?;
+    drop(stdout);
+    if let (Some(address), true) = (addresses.first(), std::io::stderr().is_terminal()) {
+        eprintln!("ready; try from another terminal:");
+        match runtime.experts().first() {
+            Some(expert) => eprintln!("  skep call {} --peer {address}", expert.uid),
+            None => eprintln!("  skep serve --expert_pattern \"expert.[0:5]\" --initial_peers {address}"),
+        }
+    }
+    Ok(())
+}
+
+/// Until a signal or a failure that the supervisors could not mend.
+fn watch(runtime: &Runtime, config: &Config, signal: &Receiver<()>) -> Result<(), Error> {
+    let interval = config.server.stats_report_interval.map(Duration::from_secs_f64);
+    let mut next_report = interval.map(|interval| runtime.now() + interval);
+    loop {
+        match signal.recv_timeout(LOOK) {
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if let Some(error) = runtime.failure() {
+            return Err(error);
+        }
+        if let (Some(at), Some(interval)) = (next_report, interval)
+            && runtime.now() >= at
+        {
+            report(runtime);
+            next_report = Some(at + interval);
+        }
+    }
+}
+
+fn report(runtime: &Runtime) {
+    for expert in runtime.experts() {
+        tracing::info!(status = ?expert, "statistics");
+    }
+}
+
+/// Many connections need many files; hivemind asks for a flag, here the limit is always raised as far as allowed.
+fn raise_file_limit() {
+    if let Err(error) = rlimit::increase_nofile_limit(u64::from(u16::MAX)) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+fn read_peers(path: &Path) -> Result<Vec<PeerId>, Error> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| Error::System { what: format!("cannot read allow_peers {}", path.display()), source })?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| {
+            PeerId::from_str(line).map_err(|error| {
+                Error::Invalid(format!("{}: {line:?} is no peer id ({error}); one looks like 12D3Koo…", path.display()))
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,182 @@
+//! [`Runtime`]: one node of the network inside this process.
+
+mod builder;
+mod compressed;
+mod drain;
+mod experts;
+mod hosting;
+mod system;
+mod tree;
+
+use std::{
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use libp2p_identity::PeerId;
+use multiaddr::Multiaddr;
+use skep_dht::{DhtError, Listed};
+use skep_expert::ExpertStatus;
+use skep_kernel::{AskError, Deadline, Moment, WallTime, GuardianHandle};
+use skep_moe::Client;
+use skep_net::Net;
+use skep_rpc::Transport;
+use skep_wire::ExpertPrefix;
+use tokio::sync::{oneshot, watch};
+
+use crate::error::Error;
+use hosting::Hosting;
+
+pub(crate) use builder::peer_of;
+pub use builder::RuntimeBuilder;
+pub use experts::Experts;
+
+/// What the handles of one runtime share.
+pub(crate) struct Shared {
+    net: Arc<Net>,
+    client: Client,
+    guardian: GuardianHandle,
+    hosting: watch::Sender<Hosting>,
+    stop: Mutex<Option<oneshot::Sender<()>>>,
+}
+
+/// A node of the network: it carries calls, keeps its part of the DHT, and hosts experts if told so.
+///
+/// Its threads are its own: one for the network, one for actors, one per executor. Methods may be called from any other
+/// thread, inside or outside async runtimes; blocking ones from its own threads fail with
+/// [`WouldDeadlock`](skep_rpc::RpcError::WouldDeadlock). Dropping it stops it within a second; [`stop`](Runtime::stop)
+/// lets calls finish first.
+pub struct Runtime {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl AsRef<Client> for Runtime {
+    fn as_ref(&self) -> &Client {
+        &self.shared.client
+    }
+}
+
+impl Runtime {
+    fn new(shared: Arc<Shared>, thread: JoinHandle<()>) -> Self {
+        Self { shared, thread: Some(thread) }
+    }
+
+    /// Says what a runtime should be.
+    pub fn builder() -> RuntimeBuilder {
+        RuntimeBuilder::default()
+    }
+
+    /// Joins a network as a client, which asks and never serves. Blocks until one of the peers has answered, at most
+    /// 30 s. The addresses end in `/p2p/…`.
+    pub fn client(peers: impl IntoIterator<Item = Multiaddr>) -> Result<Self, Error> {
+        let wait = Duration::from_secs(30);
+        Self::builder().client_mode().initial_peers(peers).start_timeout(wait).start()
+    }
+
+    /// Our peer id.
+    pub fn local_peer(&self) -> PeerId {
+        self.shared.net.local_peer()
+    }
+
+    /// Where others reach us: loopback first, wildcards expanded, each ending in `/p2p/…`.
+    pub fn addresses(&self) -> Vec<Multiaddr> {
+        self.shared.net.addresses()
+    }
+
+    /// The runtime's clock, now.
+    pub fn now(&self) -> Moment {
+        self.shared.client.clock.now()
+    }
+
+    /// Wall time as the DHT counts it.
+    pub fn wall(&self) -> WallTime {
+        self.shared.client.clock.wall()
+    }
+
+    /// Hosted experts that are built, in the order of their uids.
+    pub fn experts(&self) -> Vec<ExpertStatus> {
+        match &*self.shared.hosting.borrow() {
+            Hosting::Running(server) => server.status().experts,
+            _ => Vec::new(),
+        }
+    }
+
+    /// Why the runtime cannot go on, if so: a supervisor gave up, or hosting failed.
+    pub fn failure(&self) -> Option<Error> {
+        if let Hosting::Failed(reason) = &*self.shared.hosting.borrow() {
+            return Some(Error::Invalid(reason.clone()));
+        }
+        let escalation = self.shared.guardian.status().escalation?;
+        Some(Error::Escalated { part: escalation.child, reason: format!("{:?}", escalation.exit) })
+    }
+
+    /// Waits until the network is joined and every hosted expert is built and announced. Blocks; [`Error::NotReady`]
+    /// says what is missing, and the runtime goes on trying.
+    pub fn ready(&self, wait: Duration) -> Result<(), Error> {
+        let deadline = self.shared.client.deadline(wait);
+        // The inner deadline fires first, so that its error, which names the step, is the one that is seen.
+        let outer = Deadline::at(deadline.moment() + Duration::from_millis(200));
+        self.block(outer, ready(self.shared.clone(), wait, deadline))
+    }
+
+    /// [`ready`](Self::ready) without blocking the calling thread, on any async runtime.
+    pub async fn ready_async(&self, wait: Duration) -> Result<(), Error> {
+        let deadline = self.shared.client.deadline(wait);
+        let (done, result) = oneshot::channel();
+        let work = ready(self.shared.clone(), wait, deadline);
+        let spawned = self.shared.client.spawner.spawn(async move {
+            let _waiter_left = done.send(work.await);
+        });
+        if !spawned {
+            return Err(Error::Stopped);
+        }
+        result.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    /// Experts announced under a prefix, in the order of their uids. Blocks.
+    pub fn experts_under(&self, prefix: &ExpertPrefix, wait: Duration) -> Result<Vec<Listed>, Error> {
+        let deadline = self.shared.client.deadline(wait);
+        let (dht, prefix) = (self.shared.client.dht.clone(), prefix.clone());
+        self.block(deadline, async move { Ok(dht.experts_under(&prefix, Default::default(), deadline).await?) })
+    }
+
+    fn block<R: Send + 'static>(
+        &self,
+        deadline: Deadline,
+        work: impl Future<Output = Result<R, Error>> + Send + 'static,
+    ) -> Result<R, Error> {
+        let client = &self.shared.client;
+        client.spawner.wait(&client.clock, deadline, work).unwrap_or_else(|error| {
+            Err(match error {
+                AskError::Gone => Error::Stopped,
+                other => Error::Dht(DhtError::from(other)),
+            })
+        })
+    }
+}
+
+/// Completes once everything is ready; on the deadline names the step that is not.
+async fn ready(shared: Arc<Shared>, waited: Duration, deadline: Deadline) -> Result<(), Error> {
+    let not_ready = |waiting_for: String| Error::NotReady { waited, waiting_for };
+    let client = &shared.client;
+    client.dht.joined(deadline).await.map_err(|error| not_ready(error.to_string()))?;
+    let mut hosting = shared.hosting.subscribe();
+    let settled = hosting.wait_for(|state| !matches!(state, Hosting::Choosing(_)));
+    let state = match skep_kernel::time::before(&*client.clock, deadline, settled).await {
+        Ok(state) => state.expect("the runtime holds the sender").clone(),
+        Err(_) => shared.hosting.borrow().clone(),
+    };
+    match state {
+        Hosting::Nothing => Ok(()),
+        Hosting::Choosing(trouble) => {
+            Err(not_ready(format!("choosing uids: {}", trouble.as_deref().unwrap_or("the DHT has not answered yet"))))
+        }
+        Hosting::Failed(reason) => Err(Error::Invalid(reason)),
+        Hosting::Running(server) => server.ready(deadline).await.map_err(|error| match error {
+            skep_expert::ServerError::NotReady(step) => not_ready(step),
+            other => Error::Server(other),
+        }),
+    }
+}

@@ -1,0 +1,67 @@
+//! A backend whose inputs travel compressed.
+
+use skep_expert::{Backend, BackendError, Batch, Snapshot};
+use skep_wire::{Compression, ExpertInfo, Nested, TensorDescriptor};
+
+/// Another backend with `compression` in the schema of its inputs; outputs stay as they are (wire document §8.2).
+pub(super) struct Compressed {
+    inner: Box<dyn Backend>,
+    info: ExpertInfo,
+}
+
+impl Compressed {
+    pub fn new(inner: Box<dyn Backend>, compression: Compression) -> Self {
+        let mut info = inner.info().clone();
+        for input in info.args.iter_mut().chain(info.kwargs.values_mut()) {
+            compress(input, compression);
+        }
+        Self { inner, info }
+    }
+}
+
+fn compress(input: &mut Nested<TensorDescriptor>, compression: Compression) {
+    match input {
+        Nested::Leaf(leaf) => {
+            // Masks and the like go as they are where the codec does not take them.
+            if leaf.dtype.is_none_or(|dtype| compression.encodes(dtype)) {
+                leaf.compression = compression;
+            }
+        }
+        Nested::List(items) | Nested::Tuple(items) => items.iter_mut().for_each(|item| compress(item, compression)),
+        Nested::Map(items) => items.values_mut().for_each(|item| compress(item, compression)),
+    }
+}
+
+impl Backend for Compressed {
+    fn info(&self) -> &ExpertInfo {
+        &self.info
+    }
+
+    fn class(&self) -> &str {
+        self.inner.class()
+    }
+
+    fn parameter_count(&self) -> u64 {
+        self.inner.parameter_count()
+    }
+
+    fn steps(&self) -> u64 {
+        self.inner.steps()
+    }
+
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<skep_wire::HostTensor>, BackendError> {
+        self.inner.forward(batch)
+    }
+
+    fn backward(&mut self, batch: &Batch) -> Result<Vec<skep_wire::HostTensor>, BackendError> {
+        self.inner.backward(batch)
+    }
+
+    fn save(&mut self) -> Result<Snapshot, BackendError> {
+        self.inner.save()
+    }
+
+    fn load(&mut self, snapshot: &Snapshot) -> Result<(), BackendError> {
+        self.inner.load(snapshot)
+    }
+}

@@ -1,0 +1,64 @@
+//! The orderly end: stop announcing, finish what is in flight, then let go.
+
+use std::time::Duration;
+
+use skep_expert::ServerError;
+use skep_kernel::Deadline;
+use tracing::warn;
+
+use super::{Runtime, hosting::Hosting, system::at_least};
+use crate::error::Error;
+
+/// What each of the last steps gets even when the deadline has passed.
+const LAST_STEPS: Duration = Duration::from_millis(200);
+/// How long a runtime that is dropped may take.
+const DROPPED: Duration = Duration::from_secs(1);
+
+impl Runtime {
+    /// Withdraws the experts, refuses new calls, finishes those that were accepted within `wait`, then closes everything.
+    /// Blocks until all threads have ended. The error says what was cut off.
+    pub fn stop(mut self, wait: Duration) -> Result<(), Error> {
+        self.end(wait)
+    }
+
+    fn end(&mut self, wait: Duration) -> Result<(), Error> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        let deadline = self.shared.client.deadline(wait);
+        let shared = self.shared.clone();
+        let clock = shared.client.clock.clone();
+        let outer = Deadline::at(deadline.moment() + LAST_STEPS * 5);
+        let drained = self.block(outer, async move {
+            let hosting = shared.hosting.borrow().clone();
+            let served = match hosting {
+                Hosting::Running(server) => server.stop(deadline).await,
+                _ => Ok(()),
+            };
+            if let Err(late) = shared.guardian.stop(at_least(&clock, deadline, LAST_STEPS)).await {
+                warn!(%late, "actors were cut off");
+            }
+            shared.net.shutdown(at_least(&clock, deadline, LAST_STEPS)).await;
+            match served {
+                Ok(()) | Err(ServerError::Stopping) => Ok(()),
+                Err(error) => Err(Error::Server(error)),
+            }
+        });
+        if let Some(stop) = self.shared.stop.lock().expect("no panic while the stop is held").take() {
+            // The system thread that is gone has nothing to stop.
+            let _gone = stop.send(());
+        }
+        if thread.join().is_err() {
+            warn!("the system thread panicked");
+        }
+        drained
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        if self.thread.is_some()
+            && let Err(error) = self.end(DROPPED)
+        {
+            warn!(%error, "a dropped runtime did not end in order");
+        }
+    }
+}

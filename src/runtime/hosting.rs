@@ -1,0 +1,90 @@
+//! From groups of experts to a server: chooses uids in the network, then builds and announces.
+
+use std::time::Duration;
+
+use skep_dht::Dht;
+use skep_expert::{ExpertPattern, HostedExpert, PlacementError, Server, ServerParts, choose_uids};
+use skep_kernel::{Deadline, SharedClock};
+use skep_wire::ExpertUid;
+use tokio::sync::watch;
+use tracing::warn;
+
+use super::{Experts, experts::Uids};
+
+/// How far hosting has come.
+#[derive(Clone)]
+pub(crate) enum Hosting {
+    /// There is nothing to host.
+    Nothing,
+    /// Waits for the network to choose uids; what it last ran into.
+    Choosing(Option<String>),
+    /// A server builds, serves and announces.
+    Running(Server),
+    /// It cannot work.
+    Failed(String),
+}
+
+/// One attempt to join the network and look for free uids.
+const ATTEMPT: Duration = Duration::from_secs(30);
+/// Between attempts; the DHT actor has its own backoff while it joins.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Hosts the groups; tries for ever while the network is out of reach.
+pub(crate) async fn host(parts: ServerParts, groups: Vec<Experts>, hosting: watch::Sender<Hosting>) {
+    let dht = parts.dht.clone().expect("a hosting runtime has a DHT node");
+    let chosen = loop {
+        match choose(&dht, &parts.clock, parts.seed, &groups).await {
+            Ok(chosen) => break chosen,
+            Err(PlacementError::Dht(error)) => {
+                warn!(%error, "cannot choose uids yet");
+                hosting.send_replace(Hosting::Choosing(Some(error.to_string())));
+                parts.clock.sleep_until(parts.clock.now() + PAUSE).await;
+            }
+            Err(error) => {
+                hosting.send_replace(Hosting::Failed(error.to_string()));
+                return;
+            }
+        }
+    };
+    let server = experts(&groups, chosen).and_then(|experts| Server::new(parts, experts).map_err(|e| e.to_string()));
+    hosting.send_replace(match server {
+        Ok(server) => Hosting::Running(server),
+        Err(error) => Hosting::Failed(error),
+    });
+}
+
+/// The uids of each group.
+async fn choose(
+    dht: &Dht,
+    clock: &SharedClock,
+    seed: u64,
+    groups: &[Experts],
+) -> Result<Vec<Vec<ExpertUid>>, PlacementError> {
+    let deadline = Deadline::after(clock.now(), ATTEMPT);
+    dht.joined(deadline).await?;
+    let mut chosen = Vec::with_capacity(groups.len());
+    for group in groups {
+        chosen.push(match &group.uids {
+            Uids::Listed(uids) => uids.clone(),
+            Uids::Pattern(text) => {
+                let pattern: ExpertPattern = text.parse()?;
+                let all = usize::try_from(pattern.places()).unwrap_or(usize::MAX);
+                choose_uids(&pattern, group.count.unwrap_or(all), Some(dht), seed, deadline).await?
+            }
+        });
+    }
+    Ok(chosen)
+}
+
+fn experts(groups: &[Experts], chosen: Vec<Vec<ExpertUid>>) -> Result<Vec<HostedExpert>, String> {
+    let mut experts = Vec::new();
+    for (group, uids) in groups.iter().zip(chosen) {
+        for uid in uids {
+            let factory = group.factory(&uid).ok_or_else(|| {
+                format!("nothing says what expert {uid} is made of: call .module(…) or .backend(…) on its Experts")
+            })?;
+            experts.push(HostedExpert { uid, factory });
+        }
+    }
+    Ok(experts)
+}

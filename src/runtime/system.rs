@@ -1,0 +1,104 @@
+//! The thread `skep-system`: an actix system with the supervision tree on it.
+
+use std::{sync::Arc, thread, time::Duration};
+
+use libp2p_identity::PeerId;
+use skep_dht::DhtConfig;
+use skep_expert::ServerConfig;
+use skep_kernel::{Deadline, SharedClock, Spawner, ask::mark_runtime_thread, Seed};
+use skep_moe::Client;
+use skep_net::Net;
+use skep_rpc::Router;
+use tokio::sync::{oneshot, watch};
+
+use super::{
+    Experts, Runtime, Shared,
+    hosting::{Hosting, host},
+    tree::{self, Tree},
+};
+use crate::error::Error;
+
+/// What a runtime is made of.
+pub(crate) struct Parts {
+    pub net: Net,
+    pub router: Router,
+    pub clock: SharedClock,
+    pub seed: Seed,
+    pub dht: DhtConfig,
+    pub initial_peers: Vec<PeerId>,
+    pub server: ServerConfig,
+    pub groups: Vec<Experts>,
+}
+
+/// Growing the tree takes no call to anybody, so this is only reached when the machine is stuck.
+const GROW: Duration = Duration::from_secs(30);
+
+/// Starts the system thread and the tree on it.
+pub(crate) fn start(parts: Parts) -> Result<Runtime, Error> {
+    let (report, grown) = crossbeam_channel::bounded(1);
+    let thread = thread::Builder::new()
+        .name("skep-system".to_owned())
+        .spawn(move || run(parts, &report))
+        .map_err(|source| Error::System { what: "cannot start the system thread".to_owned(), source })?;
+    match grown.recv_timeout(GROW) {
+        Ok(Ok(shared)) => Ok(Runtime::new(shared, thread)),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(Error::Stopped),
+    }
+}
+
+type Report = crossbeam_channel::Sender<Result<Arc<Shared>, Error>>;
+
+fn run(parts: Parts, report: &Report) {
+    mark_runtime_thread();
+    let system = actix_rt::System::new();
+    system.block_on(async {
+        let (stop, stopped) = oneshot::channel();
+        match grow(parts, stop).await {
+            Ok(shared) => {
+                // Whoever started the runtime may have given up waiting; then dropping `shared` ends `stopped`.
+                let _starter_left = report.send(Ok(shared));
+                let _stop_or_dropped = stopped.await;
+            }
+            Err(error) => {
+                let _starter_left = report.send(Err(error));
+            }
+        }
+    });
+}
+
+async fn grow(parts: Parts, stop: oneshot::Sender<()>) -> Result<Arc<Shared>, Error> {
+    let spawner = Spawner::arbiter(actix_rt::System::current().arbiter().clone());
+    let Parts { net, router, clock, seed, dht: dht_config, initial_peers, server, groups } = parts;
+    let net = Arc::new(net);
+    let client_mode = dht_config.client_mode;
+    let Tree { dht, guardian } =
+        tree::grow(net.clone(), &router, &clock, &seed, dht_config, initial_peers).await?;
+    let client = Client {
+        dht: dht.clone(),
+        transport: net.clone(),
+        clock: clock.clone(),
+        spawner: spawner.clone(),
+        seed: seed.derive("requests").number(),
+    };
+    let hosting = watch::Sender::new(if groups.is_empty() { Hosting::Nothing } else { Hosting::Choosing(None) });
+    let shared = Arc::new(Shared { net, client, guardian, hosting, stop: std::sync::Mutex::new(Some(stop)) });
+    if !groups.is_empty() && !client_mode {
+        let parts = skep_expert::ServerParts {
+            clock,
+            spawner: spawner.clone(),
+            dht: Some(dht),
+            router,
+            seed: seed.derive("server").number(),
+            config: server,
+        };
+        let hosting = shared.hosting.clone();
+        spawner.spawn(host(parts, groups, hosting));
+    }
+    Ok(shared)
+}
+
+/// A deadline that is always some time away, so that the last steps of a stop get a moment each.
+pub(crate) fn at_least(clock: &SharedClock, deadline: Deadline, wait: Duration) -> Deadline {
+    deadline.max(Deadline::after(clock.now(), wait))
+}

@@ -1,0 +1,60 @@
+//! The supervision tree of the long-lived actors.
+//!
+//! ```text
+//! runtime (rest-for-one)
+//! └─ dht        permanent: joins again for ever
+//! ```
+//! The network runs on its own thread and outlives the tree; the server's experts are watched by the server itself.
+
+use std::sync::Arc;
+
+use actix::Actor;
+use libp2p_identity::PeerId;
+use skep_dht::{Dht, DhtConfig, DhtParts};
+use skep_kernel::{
+    SharedClock,
+    ChildSpec, Guardian, GuardianHandle, GuardianSpec, Intensity, Restart, Started, Strategy,
+    Seed,
+};
+use skep_net::Net;
+use skep_rpc::Router;
+
+use crate::error::Error;
+
+/// What has grown.
+pub(crate) struct Tree {
+    pub dht: Dht,
+    pub guardian: GuardianHandle,
+}
+
+/// Starts guardians and actors on the current actix system.
+pub(crate) async fn grow(
+    net: Arc<Net>,
+    router: &Router,
+    clock: &SharedClock,
+    seed: &Seed,
+    config: DhtConfig,
+    initial_peers: Vec<PeerId>,
+) -> Result<Tree, Error> {
+    let spec = GuardianSpec {
+        name: "runtime".to_owned(),
+        strategy: Strategy::RestForOne,
+        intensity: Intensity::default(),
+        seed: seed.derive("guardian"),
+    };
+    let guardian = Guardian::start(spec, clock.clone());
+    let (dht, make) = Dht::new(DhtParts {
+        transport: net,
+        router: router.clone(),
+        clock: clock.clone(),
+        seed: seed.derive("dht").number(),
+        config,
+        initial_peers,
+    });
+    let child = ChildSpec::new("dht", Restart::Permanent);
+    guardian
+        .supervise(child, move |tombstone| Started::actor(make(tombstone).start()))
+        .await
+        .map_err(|error| Error::Invalid(error.to_string()))?;
+    Ok(Tree { dht, guardian })
+}
