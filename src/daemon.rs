@@ -43,9 +43,11 @@ pub fn node(config: &Config) -> Result<RuntimeBuilder, Error> {
     dht.bucket_size = config.dht.bucket_size;
     dht.num_replicas = config.dht.num_replicas;
     dht.num_workers = config.dht.num_workers;
-    dht.wait_timeout = Duration::from_secs_f64(config.dht.wait_timeout);
+    dht.wait_timeout = config.dht.wait_timeout;
+    dht.update_period = config.server.update_period;
+    dht.expiration = config.server.expiration;
     dht.max_records = config.limits.dht_records;
-    dht.max_bytes = config.limits.dht_bytes;
+    dht.max_record_bytes = config.limits.dht_bytes;
     if config.node.host_maddrs.iter().any(|address| !is_loopback(address)) && config.node.allow_peers.is_none() {
         tracing::warn!("listening beyond loopback: whoever reaches these addresses can train the experts here");
     }
@@ -62,8 +64,6 @@ pub fn server(config: &Config) -> Result<RuntimeBuilder, Error> {
     server.max_batch_size = config.server.max_batch_size;
     server.max_wait = Duration::from_secs_f64(config.server.max_wait);
     server.executors = config.server.executors;
-    server.update_period = Duration::from_secs_f64(config.server.update_period);
-    server.expiration = Duration::from_secs_f64(config.server.expiration.unwrap_or(0.0));
     server.check_finite = config.server.check_finite;
     server.mailbox_rows = config.limits.mailbox_rows;
     server.mailbox_bytes = config.limits.mailbox_bytes;
@@ -82,7 +82,7 @@ fn experts(group: &crate::config::Experts) -> Result<crate::Experts, Error> {
         Some(pattern) => Experts::pattern(pattern),
         None => {
             let uids = group.expert_uids.iter().map(|uid| uid.parse()).collect::<Result<Vec<_>, _>>();
-            Experts::uids(uids.map_err(|error| Error::Invalid(error.to_string()))?)
+            Experts::uids(uids.map_err(|error: skep_wire::UidError| Error::Invalid(error.to_string()))?)
         }
     };
     let experts = match group.num_experts {

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-pub use skep_moe::{MixtureStats, MoeConfig};
+pub use skep_moe::MoeConfig;
 #[cfg(feature = "torch")]
-pub use skep_torch::{Adam, AdamW, Ffn, MixtureOfExperts, Nop, Sgd, SwitchMixtureOfExperts};
+pub use skep_torch::{Adam, AdamW, Ffn, MixtureOfExperts, Nop, Sgd, SwitchConfig, SwitchMixtureOfExperts};
 
 pub use crate::{Experts, Runtime};
 

@@ -6,7 +6,7 @@ use clap::Args;
 use multiaddr::Multiaddr;
 
 use super::{Failure, wait::Waiting};
-use crate::{Runtime, config::validate::peer_of};
+use crate::{Runtime, runtime::peer_of};
 
 /// Whom to ask, and for how long.
 #[derive(Clone, Debug, Args)]

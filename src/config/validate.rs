@@ -4,6 +4,7 @@ use multiaddr::{Multiaddr, Protocol};
 use skep_wire::ExpertUid;
 
 use super::{Config, Experts};
+use crate::runtime::peer_of;
 
 /// A value that makes no sense.
 #[derive(Debug, PartialEq)]
@@ -69,13 +70,6 @@ pub fn is_loopback(address: &Multiaddr) -> bool {
     })
 }
 
-/// The peer id at the end of a multiaddr.
-pub fn peer_of(address: &Multiaddr) -> Option<libp2p_identity::PeerId> {
-    address.iter().find_map(|part| match part {
-        Protocol::P2p(peer) => Some(peer),
-        _ => None,
-    })
-}
 
 fn numbers(config: &Config) -> Result<(), Bad> {
     let server = &config.server;

@@ -79,7 +79,8 @@ async fn grow(parts: Parts, stop: oneshot::Sender<()>) -> Result<Arc<Shared>, Er
         transport: net.clone(),
         clock: clock.clone(),
         spawner: spawner.clone(),
-        seed: seed.derive("requests").number(),
+        // Never repeatable: servers take a repeated request id for a retry.
+        seed: Seed::random().number(),
     };
     let hosting = watch::Sender::new(if groups.is_empty() { Hosting::Nothing } else { Hosting::Choosing(None) });
     let shared = Arc::new(Shared { net, client, guardian, hosting, stop: std::sync::Mutex::new(Some(stop)) });

@@ -34,6 +34,11 @@ impl Seed {
         self.absorb(b"nth").absorb(&number.to_le_bytes())
     }
 
+    /// This seed as a number, for parts that are seeded by one.
+    pub fn number(&self) -> u64 {
+        self.rng().next_u64()
+    }
+
     /// A stream that starts from this seed; equal seeds give equal streams.
     pub fn rng(&self) -> ChaCha8Rng {
         ChaCha8Rng::from_seed(self.0)
