@@ -37,7 +37,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let vs = nn::VarStore::new(Device::Cpu);
     let out = nn::linear(vs.root() / "out", 512, 2, Default::default());
     let mut optimizer = nn::Sgd::default().build(&vs, 0.01)?;
-    let (x, y) = (Tensor::randn([32, 512], (Kind::Float, Device::Cpu)), Tensor::randint(2, [32], (Kind::Int64, Device::Cpu)));
+    let (x, y) =
+        (Tensor::randn([32, 512], (Kind::Float, Device::Cpu)), Tensor::randint(2, [32], (Kind::Int64, Device::Cpu)));
     for step in 0..=100 {
         let hidden = expert1.forward(&[&expert4.forward(&[&x])?[0]])?.remove(0);
         let loss = out.forward(&hidden).cross_entropy_for_logits(&y);
@@ -51,7 +52,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // A mixture: a trainable gate picks the two best of five experts for every row.
     let config = MoeConfig::grid("expert.", [5]).k_best(2).forward_timeout(Duration::from_secs(30));
-    let moe = MixtureOfExperts::new(&(vs.root() / "moe"), &client, 512, config)?;
+    let moe = MixtureOfExperts::new(vs.root() / "moe", &client, 512, config)?;
     let mixed = moe.forward(&x)?;
     mixed.mean(Kind::Float).f_backward()?;
     println!("the mixture gave {:?} for {:?}", mixed.size(), x.size());

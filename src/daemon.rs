@@ -57,7 +57,8 @@ pub fn node(config: &Config) -> Result<RuntimeBuilder, Error> {
 /// A node that hosts what `[[experts]]` names.
 #[cfg(feature = "torch")]
 pub fn server(config: &Config) -> Result<RuntimeBuilder, Error> {
-    skep_torch::process::tune(&skep_torch::process::Tuning::default()).map_err(|error| Error::Invalid(error.to_string()))?;
+    skep_torch::process::tune(&skep_torch::process::Tuning::default())
+        .map_err(|error| Error::Invalid(error.to_string()))?;
     let mut builder = node(config)?;
     let server = builder.server_config();
     server.min_batch_size = config.server.min_batch_size;
@@ -138,13 +139,11 @@ fn become_ready(runtime: &Runtime, signal: &Receiver<()>) -> Result<bool, Error>
 }
 
 fn announce(runtime: &Runtime) -> Result<(), Error> {
-    for expert in runtime.experts() {
-        tracing::info!("{}: {}, {} parameters", expert.uid, expert.class, expert.parameters);
-    }
     let addresses = runtime.addresses();
     let mut stdout = std::io::stdout().lock();
     for address in &addresses {
-        writeln!(stdout, "{address}").map_err(|source| Error::System { what: "cannot write to stdout".into(), source })?;
+        writeln!(stdout, "{address}")
+            .map_err(|source| Error::System { what: "cannot write to stdout".into(), source })?;
     }
     stdout.flush().map_err(|source| Error::System { what: "cannot write to stdout".into(), source })?;
     drop(stdout);

@@ -88,7 +88,8 @@ impl Error {
                 uid.root_prefix()
             ),
             Error::NotReady { .. } => {
-                "check that the peer's address ends in its current /p2p/ id and that it is running; try again".to_owned()
+                "check that the peer's address ends in its current /p2p/ id and that it is running; try again"
+                    .to_owned()
             }
             Error::Rpc(RpcError::Unreachable { .. }) => {
                 "check that the peer runs and listens on an address that is reachable from here".to_owned()

@@ -18,7 +18,7 @@ use libp2p_identity::PeerId;
 use multiaddr::Multiaddr;
 use skep_dht::{DhtError, Listed};
 use skep_expert::ExpertStatus;
-use skep_kernel::{AskError, Deadline, Moment, WallTime, GuardianHandle};
+use skep_kernel::{AskError, Deadline, GuardianHandle, Moment, WallTime};
 use skep_moe::Client;
 use skep_net::Net;
 use skep_rpc::Transport;
@@ -28,8 +28,8 @@ use tokio::sync::{oneshot, watch};
 use crate::error::Error;
 use hosting::Hosting;
 
-pub(crate) use builder::peer_of;
 pub use builder::RuntimeBuilder;
+pub(crate) use builder::peer_of;
 pub use experts::Experts;
 
 /// What the handles of one runtime share.

@@ -6,11 +6,14 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{config::Log, error::Error};
 
+/// What is of use only to those who look into libp2p itself; a filter that names these crates wins.
+const QUIET: &str = "libp2p_swarm=warn,libp2p_kad=error,libp2p_identify=error";
+
 /// Starts logging as `[log]` says; `RUST_LOG` wins over its filter.
 pub fn start(log: &Log) -> Result<(), Error> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(filter) => filter,
-        Err(_) => log.filter.clone(),
+        Err(_) => format!("{QUIET},{}", log.filter),
     };
     let filter = EnvFilter::try_new(&filter)
         .map_err(|error| Error::Invalid(format!("log.filter {filter:?} is no filter: {error}")))?;

@@ -27,7 +27,8 @@ impl Process {
     pub fn start(name: &'static str, skep: &Path, logs: &Path, args: &[&str]) -> Result<Self> {
         let log_path = logs.join(format!("{name}.log"));
         let log = std::fs::File::create(&log_path)?;
-        let mut child = Command::new(skep).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn()?;
+        let mut child =
+            Command::new(skep).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn()?;
         let stdout = child.stdout.take().ok_or("stdout is piped")?;
         let (found, ready) = mpsc::channel();
         std::thread::spawn(move || {

@@ -19,6 +19,7 @@ use skep::{
         Device, Kind, Tensor,
         nn::{self, Module, OptimizerConfig},
     },
+    torch::Calls,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -37,9 +38,8 @@ fn main() -> Result<()> {
     let skep = hive::skep_binary()?;
     let bootstrap = Process::start("bootstrap", &skep, out, &["dht"])?;
     let join = bootstrap.address.to_string();
-    let server = |name, config| {
-        Process::start(name, &skep, out, &["serve", "--config", config, "--initial_peers", &join])
-    };
+    let server =
+        |name, config| Process::start(name, &skep, out, &["serve", "--config", config, "--initial_peers", &join]);
     let survivor = server("server-a", "examples/demo/server-a.toml")?;
     let mut victim = server("server-b", "examples/demo/server-b.toml")?;
     let client = Runtime::client([bootstrap.address.clone()])?;
@@ -53,7 +53,11 @@ fn main() -> Result<()> {
         Ok(())
     })?;
 
-    plot::losses(&out.join("loss.svg"), &[("frozen experts", &frozen.losses), ("trained experts", &hive.losses)], STEPS / 2)?;
+    plot::losses(
+        &out.join("loss.svg"),
+        &[("frozen experts", &frozen.losses), ("trained experts", &hive.losses)],
+        STEPS / 2,
+    )?;
     report(linear, &frozen, &hive);
     drop(client);
     survivor.stop()?;
@@ -75,7 +79,7 @@ struct Outcome {
     steps_per_second: f64,
     failed_before_kill: u64,
     failed_after_kill: u64,
-    stats: MixtureStats,
+    calls: Calls,
 }
 
 impl Model {
@@ -83,7 +87,7 @@ impl Model {
         skep::tch::manual_seed(0);
         let vs = nn::VarStore::new(Device::Cpu);
         let config = MoeConfig::grid(prefix, [2, 4]).k_best(2).forward_timeout(secs(5)).backward_timeout(secs(5));
-        let moe = MixtureOfExperts::new(&(vs.root() / "moe"), client, 64, config)?;
+        let moe = MixtureOfExperts::new(vs.root() / "moe", client, 64, config)?;
         let head = nn::linear(vs.root() / "head", 64, 10, Default::default());
         Ok(Self { vs, moe, head })
     }
@@ -105,7 +109,7 @@ impl Model {
         let start = Instant::now();
         for step in 0..STEPS {
             if step == STEPS / 2 {
-                failed_before_kill = self.moe.stats().failed();
+                failed_before_kill = self.moe.calls().failed();
             }
             before_step(step)?;
             let (pixels, labels) = batch(train, step);
@@ -120,9 +124,9 @@ impl Model {
         let steps_per_second = STEPS as f64 / start.elapsed().as_secs_f64();
         bar.finish();
         let accuracy = skep::tch::no_grad(|| self.logits(&held_out.pixels)).map(|logits| correct(&logits, held_out))?;
-        let stats = self.moe.stats();
-        let failed_after_kill = stats.failed() - failed_before_kill;
-        Ok(Outcome { accuracy, losses, steps_per_second, failed_before_kill, failed_after_kill, stats })
+        let calls = self.moe.calls();
+        let failed_after_kill = calls.failed() - failed_before_kill;
+        Ok(Outcome { accuracy, losses, steps_per_second, failed_before_kill, failed_after_kill, calls })
     }
 }
 
@@ -158,8 +162,11 @@ fn progress(name: &str) -> ProgressBar {
 
 fn report(linear: f64, frozen: &Outcome, hive: &Outcome) {
     println!("\noptimizer steps per expert, as their servers confirmed them");
-    for (uid, counts) in &hive.stats.experts {
-        println!("  {uid:12} {:6} steps  {:6} forward calls  {:4} failed", counts.backward, counts.forward, counts.failed);
+    for (uid, counts) in &hive.calls.experts {
+        println!(
+            "  {uid:12} {:6} steps  {:6} forward calls  {:4} failed",
+            counts.backward, counts.forward, counts.failed
+        );
     }
     println!("\nfailed calls: {} before the kill, {} after it", hive.failed_before_kill, hive.failed_after_kill);
     println!("steps/s:      {:.0} (frozen), {:.0} (trained)", frozen.steps_per_second, hive.steps_per_second);

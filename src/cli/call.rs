@@ -48,7 +48,14 @@ impl CallExpert {
         let outputs = expert.forward_wait(inputs.clone(), deadline).map_err(Error::from)?;
         let took = client.clock.now().since(start);
         drop(waiting);
-        println!("{}", if self.json { self.as_json(&expert, &inputs, &outputs, took) } else { self.as_text(&expert, &inputs, &outputs, took) });
+        println!(
+            "{}",
+            if self.json {
+                self.as_json(&expert, &inputs, &outputs, took)
+            } else {
+                self.as_text(&expert, &inputs, &outputs, took)
+            }
+        );
         Ok(())
     }
 
@@ -70,7 +77,8 @@ impl CallExpert {
 
     fn as_json(&self, expert: &RemoteExpert, inputs: &[HostTensor], outputs: &[HostTensor], took: Duration) -> String {
         let describe = |tensors: &[HostTensor]| -> Vec<serde_json::Value> {
-            let describe = |t: &HostTensor| json!({"dtype": t.dtype().name(), "shape": t.shape(), "finite": t.is_finite()});
+            let describe =
+                |t: &HostTensor| json!({"dtype": t.dtype().name(), "shape": t.shape(), "finite": t.is_finite()});
             tensors.iter().map(describe).collect()
         };
         json!({

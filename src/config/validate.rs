@@ -70,7 +70,6 @@ pub fn is_loopback(address: &Multiaddr) -> bool {
     })
 }
 
-
 fn numbers(config: &Config) -> Result<(), Bad> {
     let server = &config.server;
     let positive = [

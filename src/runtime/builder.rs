@@ -5,7 +5,7 @@ use std::{fmt::Display, path::PathBuf, sync::Arc, time::Duration};
 use multiaddr::Multiaddr;
 use skep_dht::DhtConfig;
 use skep_expert::ServerConfig;
-use skep_kernel::{SharedClock, TokioClock, Seed};
+use skep_kernel::{Seed, SharedClock, TokioClock};
 use skep_net::{
     Net, NetConfig,
     identity::{self, Identity, KeyKind},
@@ -73,6 +73,7 @@ impl RuntimeBuilder {
     /// Only asks: listens nowhere, stores and serves nothing.
     pub fn client_mode(mut self) -> Self {
         self.net.client_mode = true;
+        self.dht.client_mode = true;
         self
     }
 

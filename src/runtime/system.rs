@@ -5,7 +5,7 @@ use std::{sync::Arc, thread, time::Duration};
 use libp2p_identity::PeerId;
 use skep_dht::DhtConfig;
 use skep_expert::ServerConfig;
-use skep_kernel::{Deadline, SharedClock, Spawner, ask::mark_runtime_thread, Seed};
+use skep_kernel::{Deadline, Seed, SharedClock, Spawner, ask::mark_runtime_thread};
 use skep_moe::Client;
 use skep_net::Net;
 use skep_rpc::Router;
@@ -72,8 +72,7 @@ async fn grow(parts: Parts, stop: oneshot::Sender<()>) -> Result<Arc<Shared>, Er
     let Parts { net, router, clock, seed, dht: dht_config, initial_peers, server, groups } = parts;
     let net = Arc::new(net);
     let client_mode = dht_config.client_mode;
-    let Tree { dht, guardian } =
-        tree::grow(net.clone(), &router, &clock, &seed, dht_config, initial_peers).await?;
+    let Tree { dht, guardian } = tree::grow(net.clone(), &router, &clock, &seed, dht_config, initial_peers).await?;
     let client = Client {
         dht: dht.clone(),
         transport: net.clone(),

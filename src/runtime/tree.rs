@@ -12,9 +12,7 @@ use actix::Actor;
 use libp2p_identity::PeerId;
 use skep_dht::{Dht, DhtConfig, DhtParts};
 use skep_kernel::{
-    SharedClock,
-    ChildSpec, Guardian, GuardianHandle, GuardianSpec, Intensity, Restart, Started, Strategy,
-    Seed,
+    ChildSpec, Guardian, GuardianHandle, GuardianSpec, Intensity, Restart, Seed, SharedClock, Started, Strategy,
 };
 use skep_net::Net;
 use skep_rpc::Router;

@@ -266,7 +266,7 @@ impl Shared {
             announcer.add(self.directory.serving());
             // Known before it starts, so that a stop that comes between withdraws what it announced.
             self.announcer.get_or_init(|| announcer);
-            let child = ChildSpec::new("announcer", Restart::Permanent);
+            let child = ChildSpec::new("announcer", Restart::Transient);
             guardian.supervise(child, move |tombstone| Started::actor(make(tombstone).start())).await?;
         }
         Ok(())
@@ -293,7 +293,8 @@ impl Shared {
         });
         let built = futures::future::try_join_all(builds).await?;
         for expert in built {
-            info!(uid = %expert.uid(), class = expert.status().class, parameters = expert.status().parameters, "expert hosted");
+            let status = expert.status();
+            info!("{}: {}, {} parameters", status.uid, status.class, status.parameters);
             self.directory.insert(expert);
         }
         Ok(())

@@ -2,10 +2,8 @@
 //! all at once.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -58,8 +56,19 @@ impl FanOut for Mixture {
     }
 }
 
-/// How a mixture's calls to experts went since it was made.
+/// How the calls to one expert went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExpertCalls {
+    /// Forward passes that it answered.
+    pub forward: u64,
+    /// Backward passes that it answered: each is an optimizer step of an expert that trains.
+    pub backward: u64,
+    /// Calls that failed.
+    pub failed: u64,
+}
+
+/// How a mixture's calls to experts went since it was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Calls {
     /// Slots (a row and one of its k experts) that were answered in forward.
     pub answered: u64,
@@ -67,6 +76,50 @@ pub struct Calls {
     pub failed_forward: u64,
     /// Calls that failed in backward.
     pub failed_backward: u64,
+    /// Each expert that was asked.
+    pub experts: BTreeMap<ExpertUid, ExpertCalls>,
+}
+
+impl Calls {
+    /// Calls that failed, in either direction.
+    pub fn failed(&self) -> u64 {
+        self.failed_forward + self.failed_backward
+    }
+
+    fn count(&mut self, direction: Direction, chosen: &[Vec<Chosen>], mask: &[bool], failures: &[Failure]) {
+        let k = mask.len().checked_div(chosen.len()).unwrap_or(0);
+        let slots = chosen
+            .iter()
+            .enumerate()
+            .flat_map(|(row, chosen)| chosen.iter().enumerate().map(move |(i, c)| (row * k + i, c)));
+        let answered: BTreeSet<&ExpertUid> =
+            slots.filter(|(slot, _)| mask[*slot]).map(|(_, chosen)| &chosen.uid).collect();
+        for uid in answered {
+            let calls = self.experts.entry(uid.clone()).or_default();
+            match direction {
+                Direction::Forward => calls.forward += 1,
+                Direction::Backward => calls.backward += 1,
+            }
+        }
+        for (uid, _) in failures {
+            self.experts.entry(uid.clone()).or_default().failed += 1;
+        }
+        match direction {
+            Direction::Forward => {
+                self.answered += mask.iter().filter(|&&answered| answered).count() as u64;
+                self.failed_forward += failures.len() as u64;
+            }
+            Direction::Backward => self.failed_backward += failures.len() as u64,
+        }
+    }
+}
+
+type Failure = (ExpertUid, RpcError);
+
+#[derive(Clone, Copy)]
+enum Direction {
+    Forward,
+    Backward,
 }
 
 /// A mixture's output and who made it.
@@ -85,14 +138,11 @@ pub struct Answered {
 /// The experts behind a mixture layer.
 pub(crate) struct Experts {
     fan_out: Arc<dyn FanOut>,
-    counts: Arc<Counts>,
+    counts: Arc<Mutex<Calls>>,
 }
 
-#[derive(Default)]
-struct Counts {
-    answered: AtomicU64,
-    failed_forward: AtomicU64,
-    failed_backward: AtomicU64,
+fn counting(counts: &Mutex<Calls>) -> MutexGuard<'_, Calls> {
+    counts.lock().expect("no panic while calls are counted")
 }
 
 /// Outputs `[batch, k, …]` on the CPU and in the graph; `answered.outputs` is still empty.
@@ -113,20 +163,14 @@ impl Experts {
     }
 
     pub(crate) fn calls(&self) -> Calls {
-        let Counts { answered, failed_forward, failed_backward } = &*self.counts;
-        Calls {
-            answered: answered.load(Relaxed),
-            failed_forward: failed_forward.load(Relaxed),
-            failed_backward: failed_backward.load(Relaxed),
-        }
+        counting(&self.counts).clone()
     }
 
     /// Asks the best experts by `scores` (per dimension `[batch, size]`). Gradients flow to `inputs` only.
     pub(crate) fn call(&self, inputs: &[&Tensor], scores: &[Tensor]) -> Result<Fanned, Error> {
         let staged = Staged::new("the mixture", inputs)?;
         let mut gather = self.fan_out.forward(staged.hosts.clone(), gate::grid_scores(scores)?)?;
-        self.counts.answered.fetch_add(gather.mask.iter().filter(|&&answered| answered).count() as u64, Relaxed);
-        self.counts.failed_forward.fetch_add(gather.failures.len() as u64, Relaxed);
+        counting(&self.counts).count(Direction::Forward, &gather.chosen, &gather.mask, &gather.failures);
 
         let outputs = std::mem::take(&mut gather.outputs);
         let like = Like::all(&outputs);
@@ -140,7 +184,7 @@ impl Experts {
         let Staged { tensors, hosts, device } = staged;
         let backward = move |grads: &[Option<Tensor>]| {
             let joined = fan_out.backward(&gather, hosts.clone(), output_gradients(grads, &like)?)?;
-            counts.failed_backward.fetch_add(joined.failures.len() as u64, Relaxed);
+            counting(&counts).count(Direction::Backward, &gather.chosen, &joined.mask, &joined.failures);
             Staged::gradients("the mixture", &hosts, joined.grad_inputs)
         };
         let outputs = attach("MixtureOfExperts", &tensors.iter().collect::<Vec<_>>(), &outputs, backward)?;

@@ -28,7 +28,7 @@ pub use backend::{TorchBackend, factory};
 pub use convert::{dtype, kind, to_host, to_tensor};
 pub use device::{check_device, parse_device};
 pub use error::Error;
-pub use fan_out::{Answered, Calls};
+pub use fan_out::{Answered, Calls, ExpertCalls};
 pub use layer::MixtureOfExperts;
 pub use module::{DetDropout, ExpertModule, Ffn, ModuleSpec, Nop, Transformer};
 pub use optim::{Adam, AdamW, OptimizerSpec, Rule, Sgd};
