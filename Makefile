@@ -22,11 +22,11 @@ light: tools ## Test the crates that need neither libp2p nor libtorch
 	cargo light
 
 demo: setup ## Train a digit classifier through a hive of servers, one of which dies half way
-	cargo build -p skep --bins --examples
+	cargo build --workspace --bins --examples
 	scripts/demo
 
 interop: setup ## Test against real hivemind (635 MB of Python packages, once)
-	cargo build -p skep --bins --examples
+	cargo build --workspace --bins --examples
 	tests/interop/run
 
 fmt: ## Format the code

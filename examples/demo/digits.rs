@@ -6,7 +6,7 @@ use rand::{SeedableRng, seq::SliceRandom};
 use skep::tch::{Kind, Tensor};
 
 const DIGITS: &[u8] = include_bytes!("../data/digits.csv.gz");
-const HELD_OUT: usize = 450;
+const HELD_OUT: usize = 600;
 
 /// Pixels `[rows, 64]` scaled to 0..1 and labels `[rows]`.
 pub struct Split {
