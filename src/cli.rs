@@ -1,7 +1,8 @@
 //! The command line: `skep serve`, `dht`, `check`, `config`, `identity`, `experts`, `call`.
 //!
 //! stdout carries only what scripts read: for `serve` and `dht` the listen multiaddrs once ready, for the others their
-//! result. Everything else goes to stderr. Exit codes: 0 done, 1 failed, 2 usage or configuration, 75 try again.
+//! result. Everything else goes to stderr. Exit codes: 0 done, 1 failed, 2 usage or configuration, 70 a part of the
+//! node failed more often than it is restarted, 75 try again.
 
 mod call;
 mod check;
@@ -125,7 +126,11 @@ fn report(failure: Failure) -> ExitCode {
             if let Some(help) = error.help() {
                 eprintln!("  help: {help}");
             }
-            ExitCode::from(if error.is_transient() { 75 } else { 1 })
+            ExitCode::from(match error {
+                Error::Escalated { .. } => 70,
+                error if error.is_transient() => 75,
+                _ => 1,
+            })
         }
     }
 }

@@ -105,10 +105,13 @@ impl Runtime {
 
     /// Why the runtime cannot go on, if so: a supervisor gave up, or hosting failed.
     pub fn failure(&self) -> Option<Error> {
-        if let Hosting::Failed(reason) = &*self.shared.hosting.borrow() {
-            return Some(Error::Invalid(reason.clone()));
-        }
-        let escalation = self.shared.guardian.status().escalation?;
+        let hosting = self.shared.hosting.borrow().clone();
+        let escalation = match hosting {
+            Hosting::Failed(reason) => return Some(Error::Invalid(reason)),
+            Hosting::Running(server) => server.escalation(),
+            _ => None,
+        };
+        let escalation = escalation.or_else(|| self.shared.guardian.status().escalation)?;
         Some(Error::Escalated { part: escalation.child, reason: format!("{:?}", escalation.exit) })
     }
 

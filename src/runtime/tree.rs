@@ -4,7 +4,7 @@
 //! runtime (rest-for-one)
 //! └─ dht        permanent: joins again for ever
 //! ```
-//! The network runs on its own thread and outlives the tree; the server's experts are watched by the server itself.
+//! The network runs on its own thread and outlives the tree; experts and announcer run under the server's guardian.
 
 use std::sync::Arc;
 

@@ -19,7 +19,9 @@ use rand::RngCore;
 use skep_dht::{Announcer, Dht};
 use skep_kernel::{
     ChildSpec, Deadline, Guardian, GuardianHandle, GuardianSpec, Intensity, Restart, Seed, SharedClock, Spawner,
-    Started, Strategy, guardian::SuperviseError, time::before,
+    Started, Strategy,
+    guardian::{Escalation, SuperviseError},
+    time::before,
 };
 use skep_rpc::Router;
 use skep_wire::{ExpertUid, Method};
@@ -179,6 +181,11 @@ impl Server {
     /// All hosted experts that are built, in the order of their names.
     pub fn experts(&self) -> Vec<ExpertHandle> {
         self.0.directory.all()
+    }
+
+    /// Why the server's guardian gave up, if it did: then it is not ready any more and does not become so again.
+    pub fn escalation(&self) -> Option<Escalation> {
+        self.0.guardian.get()?.status().escalation
     }
 
     /// A snapshot of the server and its experts.
