@@ -114,6 +114,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn report(failure: Failure) -> ExitCode {
     match failure {
         Failure::Config(error) => {
+            // Paths and addresses stay whole, so that they can be copied.
+            let hook = |_: &dyn miette::Diagnostic| -> Box<dyn miette::ReportHandler> {
+                Box::new(miette::MietteHandlerOpts::new().break_words(false).build())
+            };
+            miette::set_hook(Box::new(hook)).expect("a process reports once");
             eprintln!("{:?}", miette::Report::new(*error));
             ExitCode::from(2)
         }

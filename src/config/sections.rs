@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use multiaddr::Multiaddr;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 /// Everything the daemon can be told. `config/skep.toml` shows every key at its default.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -28,10 +28,13 @@ pub struct Config {
 #[serde(default, deny_unknown_fields)]
 pub struct Node {
     /// Addresses to listen on.
+    #[serde(deserialize_with = "addresses")]
     pub host_maddrs: Vec<Multiaddr>,
     /// Addresses that others are told, when they differ from those listened on.
+    #[serde(deserialize_with = "addresses")]
     pub announce_maddrs: Vec<Multiaddr>,
     /// Peers of the network to join, each with its `/p2p/…`; empty starts a network of one's own.
+    #[serde(deserialize_with = "addresses")]
     pub initial_peers: Vec<Multiaddr>,
     /// Private key; made when the file does not exist. Without one every start is a new peer.
     pub identity_path: Option<PathBuf>,
@@ -212,4 +215,19 @@ impl Default for Log {
     fn default() -> Self {
         Self { filter: "info".to_owned(), format: "text".to_owned() }
     }
+}
+
+/// Reads addresses so that an error shows the one that is wrong.
+fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Multiaddr>, D::Error> {
+    struct Address(Multiaddr);
+
+    impl<'de> Deserialize<'de> for Address {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let text = String::deserialize(deserializer)?;
+            let bad = |error| format!("{text:?} is no address as in \"/ip4/127.0.0.1/tcp/31337\": {error}");
+            text.parse().map(Self).map_err(bad).map_err(D::Error::custom)
+        }
+    }
+
+    Ok(Vec::<Address>::deserialize(deserializer)?.into_iter().map(|address| address.0).collect())
 }

@@ -54,3 +54,19 @@ def forward_and_gradient(expert, x, weights):
 
 def close(left, right, tolerance=1e-5):
     return torch.allclose(left, right, rtol=tolerance, atol=tolerance)
+
+
+def raw(dht, peer_id, name, data, wait=True):
+    """Writes bytes to a handler's stream and leaves its write side open; what came back up to the stream's end."""
+
+    async def exchange():
+        p2p = await dht.replicate_p2p()
+        _, reader, writer = await p2p._client.stream_open(PeerID.from_base58(peer_id), [name])
+        writer.write(data)
+        await writer.drain()
+        try:
+            return await asyncio.wait_for(reader.read(), LIMIT) if wait else b""
+        finally:
+            writer.close()
+
+    return RemoteExpertWorker.run_coroutine(exchange())

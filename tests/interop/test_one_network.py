@@ -69,6 +69,19 @@ def test_a_server_waits_for_a_bootstrap_that_comes_later(start, tmp_path, join):
 
 
 @pytest.mark.needs_skep
+def test_a_server_whose_bootstrap_is_down_keeps_trying_and_names_the_step(start):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"/ip4/127.0.0.1/tcp/{probe.getsockname()[1]}"
+        peer = f"{address}/p2p/QmcgpsyWgH8Y8ajJz1Cu72KnS5uo2Aa2LpzU7kinSupNKC"
+        server = start.skep("serve", *FFN, "--expert_uids", "patient.1", "--initial_peers", peer, ready_within=None)
+        step = f"dialling failed: {address}: Connection refused"
+        assert within(20, lambda: server.errors().count(step) >= 3), server.errors()
+    assert server.is_running() and not server.lines
+    assert server.stop() == 0, server.errors()
+
+
+@pytest.mark.needs_skep
 def test_a_skep_dht_node_brings_python_servers_and_clients_together(start, join):
     bootstrap = start.skep("dht")
     start.hivemind("serve", *FFN, "--expert_uids", "py.0", "--initial_peers", bootstrap.address)

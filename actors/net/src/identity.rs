@@ -148,6 +148,9 @@ pub fn load(path: &Path) -> Result<Identity, IdentityError> {
     };
     let file = fs::File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
+    if metadata.is_dir() {
+        return Err(unreadable(io::ErrorKind::IsADirectory.into()));
+    }
     if let Some(mode) = exposed_mode(&metadata) {
         return Err(IdentityError::Exposed { path: path.to_owned(), mode });
     }

@@ -159,13 +159,14 @@ impl Server {
             Framing::Unary => self.unary(peer, method, stream).await,
             Framing::Stream => self.stream(peer, method, stream).await,
         };
-        drop(slot);
-        if let Err(reason) = ended {
-            debug!(%peer, %method, %reason, "a call ended without an answer");
+        match ended {
+            Ok(answered) => self.see_out(answered).await,
+            Err(reason) => debug!(%peer, %method, %reason, "a call ended without an answer"),
         }
+        drop(slot);
     }
 
-    async fn unary(&self, peer: PeerId, method: Method, mut stream: Stream) -> Result<(), Dropped> {
+    async fn unary(&self, peer: PeerId, method: Method, mut stream: Stream) -> Result<Stream, Dropped> {
         let visit = self.enter(method);
         let read = self.read_unary(&mut stream, method, visit.as_ref().err());
         let (call_id, request) = self.in_time(self.timeouts.read_request, read).await.ok_or(Dropped::SlowRequest)??;
@@ -207,7 +208,7 @@ impl Server {
         Ok((frame.call_id, Request { body, _bytes: Some(bytes) }))
     }
 
-    async fn stream(&self, peer: PeerId, method: Method, mut stream: Stream) -> Result<(), Dropped> {
+    async fn stream(&self, peer: PeerId, method: Method, mut stream: Stream) -> Result<Stream, Dropped> {
         let visit = self.enter(method);
         let read = self.read_stream(&mut stream, visit.as_ref().err());
         let request = self.in_time(self.timeouts.read_request, read).await.ok_or(Dropped::SlowRequest)??;
@@ -291,14 +292,21 @@ impl Server {
         }
     }
 
-    /// Writes the answer and closes the stream, so that all of it is flushed before the end.
-    async fn write(&self, mut stream: Stream, frame: Vec<Bytes>) -> Result<(), Dropped> {
+    /// Writes the answer and closes our half of the stream, which flushes it.
+    async fn write(&self, mut stream: Stream, frame: Vec<Bytes>) -> Result<Stream, Dropped> {
         let write = async {
             io::write_segments(&mut stream, &frame).await?;
             stream.close().await
         };
         let written = self.in_time(self.timeouts.write_answer, write).await.ok_or(Dropped::SlowAnswer)?;
-        written.map_err(Dropped::Answer)
+        written.map(|()| stream).map_err(Dropped::Answer)
+    }
+
+    /// Reads on until the caller closes its half, too: a stream that is dropped before may be reset, and a Python caller
+    /// takes a reset for the end of the answer.
+    async fn see_out(&self, mut answered: Stream) {
+        let farewell = io::discard(&mut answered, self.limits.max_body_bytes);
+        let _however_it_ended = self.in_time(self.timeouts.write_answer, farewell).await;
     }
 
     fn enter(&self, method: Method) -> Result<Visit, ServeError> {

@@ -108,7 +108,7 @@ fn a_folder_that_does_not_exist_is_an_error_of_writing() {
     let folder = Folder::new("nowhere");
     let path = folder.0.join("missing/key");
     assert!(matches!(load_or_create(&path, KeyKind::Ed25519), Err(IdentityError::Unwritable { .. })));
-    assert!(matches!(load(&folder.0), Err(IdentityError::Exposed { .. } | IdentityError::Unreadable { .. })));
+    assert!(matches!(load(&folder.0), Err(IdentityError::Unreadable { .. })));
 }
 
 #[test]

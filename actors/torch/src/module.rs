@@ -58,6 +58,11 @@ pub enum ModuleSpec {
         /// Width of inputs and outputs.
         hidden_dim: usize,
     },
+    /// See [`Nop::delayed`].
+    NopDelay {
+        /// Width of inputs and outputs.
+        hidden_dim: usize,
+    },
     /// See [`DetDropout`].
     DetDropout {
         /// Width of inputs and outputs.
@@ -67,7 +72,7 @@ pub enum ModuleSpec {
 
 impl ModuleSpec {
     /// Names of all classes.
-    pub const CLASSES: [&str; 4] = ["ffn", "transformer", "nop", "det_dropout"];
+    pub const CLASSES: [&str; 5] = ["ffn", "transformer", "nop", "nop_delay", "det_dropout"];
 
     /// The class of this name.
     pub fn named(class: &str, hidden_dim: usize) -> Result<Self, Error> {
@@ -75,6 +80,7 @@ impl ModuleSpec {
             "ffn" => ModuleSpec::Ffn { hidden_dim },
             "transformer" => ModuleSpec::Transformer { hidden_dim },
             "nop" => ModuleSpec::Nop { hidden_dim },
+            "nop_delay" => ModuleSpec::NopDelay { hidden_dim },
             "det_dropout" => ModuleSpec::DetDropout { hidden_dim },
             _ => {
                 let known = Self::CLASSES.join(", ");
@@ -89,6 +95,7 @@ impl ModuleSpec {
             ModuleSpec::Ffn { .. } => "ffn",
             ModuleSpec::Transformer { .. } => "transformer",
             ModuleSpec::Nop { .. } => "nop",
+            ModuleSpec::NopDelay { .. } => "nop_delay",
             ModuleSpec::DetDropout { .. } => "det_dropout",
         }
     }
@@ -99,6 +106,7 @@ impl ModuleSpec {
             ModuleSpec::Ffn { hidden_dim } => Box::new(Ffn::new(hidden_dim, device, seed)?),
             ModuleSpec::Transformer { hidden_dim } => Box::new(Transformer::new(hidden_dim, device, seed)?),
             ModuleSpec::Nop { hidden_dim } => Box::new(Nop::new(hidden_dim, device)?),
+            ModuleSpec::NopDelay { hidden_dim } => Box::new(Nop::new_delayed(hidden_dim, device)?),
             ModuleSpec::DetDropout { hidden_dim } => Box::new(DetDropout::new(hidden_dim, device, seed)?),
         })
     }
@@ -194,6 +202,7 @@ mod tests {
         assert_eq!(count("ffn", 512), 2_100_736);
         assert_eq!(count("transformer", 1024), 12_596_224);
         assert_eq!(count("nop", 64), 0);
+        assert_eq!(count("nop_delay", 64), 0);
         assert_eq!(count("det_dropout", 8), 4 * 64 + 3 * 8);
     }
 
