@@ -114,11 +114,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn report(failure: Failure) -> ExitCode {
     match failure {
         Failure::Config(error) => {
-            // Paths and addresses stay whole, so that they can be copied.
-            let hook = |_: &dyn miette::Diagnostic| -> Box<dyn miette::ReportHandler> {
-                Box::new(miette::MietteHandlerOpts::new().break_words(false).build())
-            };
-            miette::set_hook(Box::new(hook)).expect("a process reports once");
+            miette::set_hook(Box::new(unwrapped)).expect("a process reports once");
             eprintln!("{:?}", miette::Report::new(*error));
             ExitCode::from(2)
         }
@@ -138,6 +134,11 @@ fn report(failure: Failure) -> ExitCode {
             })
         }
     }
+}
+
+/// Lines are not wrapped, so that paths and addresses can be copied.
+fn unwrapped(_: &(dyn miette::Diagnostic + 'static)) -> Box<dyn miette::ReportHandler> {
+    Box::new(miette::MietteHandlerOpts::new().wrap_lines(false).build())
 }
 
 /// `--hidden-dim` as `--hidden_dim`; values and short options stay as they are.
