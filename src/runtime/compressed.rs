@@ -3,7 +3,7 @@
 use skep_expert::{Backend, BackendError, Batch, Snapshot};
 use skep_wire::{Compression, ExpertInfo, Nested, TensorDescriptor};
 
-/// Another backend with `compression` in the schema of its inputs; outputs stay as they are (wire document §8.2).
+/// Another backend with `compression` in the schema of its inputs; outputs stay as they are (docs/wire.md §8.2).
 pub(super) struct Compressed {
     inner: Box<dyn Backend>,
     info: ExpertInfo,

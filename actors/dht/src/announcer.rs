@@ -125,8 +125,8 @@ impl Announcer {
         }
     }
 
-    /// Stops announcing for good and withdraws every record (design §6). On the deadline records that were not reached
-    /// stay until they expire.
+    /// Stops announcing for good and withdraws every record (docs/wire.md §12). On the deadline records that were not
+    /// reached stay until they expire.
     pub async fn stop(&self, deadline: Deadline) -> Result<(), DhtError> {
         let mut uids = BTreeSet::new();
         self.shared.change(|state| {

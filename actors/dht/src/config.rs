@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// How a DHT node behaves. Times are in seconds, as in hivemind; the names are hivemind's where it has them (wire
-/// document §6.2).
+/// How a DHT node behaves. Times are in seconds, as in hivemind; the names are hivemind's where it has them
+/// (docs/wire.md §6.2).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DhtConfig {

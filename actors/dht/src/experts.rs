@@ -1,4 +1,4 @@
-//! Records of experts: what is written when one is declared, and what is read from it (wire document §7.2).
+//! Records of experts: what is written when one is declared, and what is read from it (docs/wire.md §7.2).
 
 use std::collections::BTreeMap;
 

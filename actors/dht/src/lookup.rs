@@ -38,7 +38,7 @@ impl Default for ListLimits {
 }
 
 impl Dht {
-    /// Who hosts these experts, in order (wire document §7.2).
+    /// Who hosts these experts, in order (docs/wire.md §7.2).
     pub async fn find_experts(
         &self,
         uids: Vec<ExpertUid>,
@@ -50,7 +50,7 @@ impl Dht {
         Ok(found.iter().map(|stored| experts::read_host(stored.as_ref()?)).collect())
     }
 
-    /// Next coordinates under each prefix (wire document §7.2, §7.3), all prefixes in one batched search. Entries whose
+    /// Next coordinates under each prefix (docs/wire.md §7.2, §7.3), all prefixes in one batched search. Entries whose
     /// peer is banned are left out. Malformed records are ignored.
     pub async fn successors(
         &self,
@@ -66,7 +66,7 @@ impl Dht {
         Ok(table.collect())
     }
 
-    /// Announces experts hosted by this node until `expiration`: one store of all their records (wire document §7.2).
+    /// Announces experts hosted by this node until `expiration`: one store of all their records (docs/wire.md §7.2).
     /// Tells for each uid whether its record was taken.
     pub async fn declare_experts(
         &self,
@@ -101,9 +101,9 @@ impl Dht {
         Ok(uids.iter().map(|uid| (uid.clone(), outcomes[places[&experts::key(uid.as_str())]])).collect())
     }
 
-    /// Overwrites our own records of these experts so that they vanish at once (design §6): value `None`, expiring a
-    /// millisecond after the last announcement. Records that name other peers or other experts stay. An entry that one of
-    /// our remaining experts shares names that one from now on.
+    /// Overwrites our own records of these experts so that they vanish at once (docs/wire.md §12): value `None`,
+    /// expiring a millisecond after the last announcement. Records that name other peers or other experts stay. An entry
+    /// that one of our remaining experts shares names that one from now on.
     pub async fn withdraw_experts(&self, uids: Vec<ExpertUid>, deadline: Deadline) -> Result<(), DhtError> {
         let (announced, remaining) = {
             let mut declared = self.shared.declared.lock().expect("nothing panics while it holds the list");

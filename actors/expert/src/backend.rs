@@ -56,7 +56,7 @@ pub trait Backend: Send {
     fn forward(&mut self, batch: &Batch) -> Result<Vec<HostTensor>, BackendError>;
 
     /// Recomputes forward, makes one optimizer step, returns one gradient per flat input (zeros for inputs that have
-    /// none), taken before the step (wire document §9.1).
+    /// none), taken before the step (docs/wire.md §9.1).
     fn backward(&mut self, batch: &Batch) -> Result<Vec<HostTensor>, BackendError>;
 
     /// Copies the whole state.

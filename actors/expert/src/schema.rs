@@ -65,7 +65,7 @@ impl Schema {
         }
     }
 
-    /// How answers of this kind are compressed (wire document §8.1).
+    /// How answers of this kind are compressed (docs/wire.md §8.1).
     pub fn answer_compression(&self, kind: Kind) -> impl Iterator<Item = Compression> {
         let slots = match kind {
             Kind::Forward => &self.outputs,

@@ -1,7 +1,7 @@
 //! A bounded mailbox whose items are taken in batches of one key.
 //!
 //! Limits count rows and bytes. Items of different keys share the limits but never a batch: hivemind's servers join
-//! whatever waits and lose the expert when two widths meet (wire document §12).
+//! whatever waits and lose the expert when two widths meet (docs/wire.md §12).
 //!
 //! Order: a batch always contains the item that has waited longest, so no key starves another. Those who wait for room
 //! ([`BatchMailbox::push_when_room`]) enter in the order in which they came, and while somebody waits, nobody else is

@@ -1,5 +1,5 @@
 //! [`BeamSearch`]: the k best experts of every row of a batch, without I/O: it says which prefixes it needs to know and is
-//! told their successors (wire document §7.3).
+//! told their successors (docs/wire.md §7.3).
 //!
 //! Rows search independently, as in hivemind, but look up together: one round asks for what any row needs next. Unlike
 //! hivemind's, a prefix without successors ends that branch and nothing else.

@@ -1,5 +1,5 @@
 //! [`PrefixCache`]: what this mixture lately read under each prefix. Local: what was missing is never stored in the DHT,
-//! where hivemind's own negative records mask one-dimensional experts (wire document §12).
+//! where hivemind's own negative records mask one-dimensional experts (docs/wire.md §12).
 
 use std::{
     collections::{BTreeMap, BTreeSet},

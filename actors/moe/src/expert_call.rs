@@ -63,7 +63,7 @@ impl ExpertCall {
         self.unpack(answer, rows).map_err(|reason| RpcError::Malformed { peer: self.peer, reason })
     }
 
-    /// The structure must fit; whether sizes and dtypes do is the expert's to say (wire document §10.1).
+    /// The structure must fit; whether sizes and dtypes do is the expert's to say (docs/wire.md §10.1).
     fn check(&self) -> Result<usize, RpcError> {
         let invalid = |reason: String| RpcError::Invalid { reason: format!("expert {}: {reason}", self.uid) };
         let (inputs, outputs) = (self.info.flat_inputs().len(), self.info.flat_outputs().len());

@@ -1,5 +1,5 @@
 //! [`Plan`]: which call carries which rows. Rows that chose the same expert travel together, where hivemind makes one call
-//! per row and expert (wire document §10.2).
+//! per row and expert (docs/wire.md §10.2).
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -134,7 +134,7 @@ async fn replay(sim: &Sim, case: &Value) {
     }
 }
 
-/// Wire document §10.2: softmax of the experts' scores over those that answered.
+/// docs/wire.md §10.2: softmax of the experts' scores over those that answered.
 fn mix(scores: &GridScores, chosen: &[skep_moe::Chosen], row: usize, outputs: &[f32], width: usize) -> Vec<f64> {
     let score = |chosen: &skep_moe::Chosen| {
         let parts = chosen.coordinates.iter().zip(&scores.dimensions);

@@ -8,7 +8,7 @@ use libp2p_identity::Keypair;
 
 use crate::{NetConfig, NetError, gate::Gate, peers::SharedBook, streams, transport};
 
-/// hivemind's p2pd finds addresses with IPFS's own Kademlia (wire document §1.3).
+/// hivemind's p2pd finds addresses with IPFS's own Kademlia (docs/wire.md §1.3).
 pub(crate) const KAD: StreamProtocol = StreamProtocol::new("/ipfs/kad/1.0.0");
 /// Inbound streams whose protocol is being agreed on. A mixture opens one per sample and expert at once.
 const MAX_NEGOTIATING: usize = transport::MAX_STREAMS;

@@ -1,4 +1,4 @@
-//! Key files: who a node is (wire document §1.2).
+//! Key files: who a node is (docs/wire.md §1.2).
 //!
 //! The file is the one that hivemind's `identity_path` names: a protobuf `crypto.PrivateKey`. hivemind's own check only
 //! understands RSA keys, so a key that Python is to share must be RSA; otherwise Ed25519 is smaller and faster.

@@ -1,4 +1,4 @@
-//! Calls of others on hivemind's wire: read, served through the router, answered (wire document §2.2, §3).
+//! Calls of others on hivemind's wire: read, served through the router, answered (docs/wire.md §2.2, §3).
 //!
 //! Every call ends: reading, serving and answering have their deadlines, and a caller who leaves takes the work along.
 

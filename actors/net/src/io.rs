@@ -90,7 +90,7 @@ pub(crate) async fn discard(stream: &mut (impl AsyncRead + Unpin), mut length: u
 }
 
 /// Completes when the peer ends the stream, resets it, or sends anything: on hivemind's wire each means that the caller
-/// gave up (wire document §2.2).
+/// gave up (docs/wire.md §2.2).
 pub(crate) async fn caller_left(stream: &mut (impl AsyncRead + Unpin)) {
     let mut byte = [0];
     let _how_it_left = stream.read(&mut byte).await;

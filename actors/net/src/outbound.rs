@@ -1,4 +1,4 @@
-//! Calls of ours on hivemind's wire (wire document §2, §3).
+//! Calls of ours on hivemind's wire (docs/wire.md §2, §3).
 //!
 //! The write side stays open until the answer is there: a half-close cancels a call. Dropping a call's future resets its
 //! stream, which the peer takes as "the caller left".
@@ -151,7 +151,7 @@ impl Request {
     }
 }
 
-/// Uncompressed bytes of what is sent: hivemind's measure for choosing the stream form (wire document §8.1).
+/// Uncompressed bytes of what is sent: hivemind's measure for choosing the stream form (docs/wire.md §8.1).
 fn raw_bytes(tensors: &[Tensor]) -> usize {
     let raw = |tensor: &Tensor| {
         let element = DType::from_name(&tensor.dtype).map(DType::size)?;

@@ -1,4 +1,4 @@
-//! Peers that failed lately, for everybody who chooses peers: DHT, address book, beam search (wire document §6.9).
+//! Peers that failed lately, for everybody who chooses peers: DHT, address book, beam search (docs/wire.md §6.9).
 
 use std::{
     collections::BTreeMap,

@@ -22,7 +22,7 @@ pub fn factory(module: ModuleSpec, optimizer: OptimizerSpec, device: Device, see
     })
 }
 
-/// An [`ExpertModule`] that trains while it serves (wire document §9.1).
+/// An [`ExpertModule`] that trains while it serves (docs/wire.md §9.1).
 pub struct TorchBackend {
     module: Box<dyn ExpertModule>,
     info: ExpertInfo,

@@ -8,7 +8,7 @@ use tch::{
 
 use crate::{Error, to_host};
 
-/// One linear layer whose outputs are the scores of all dimensions behind each other (wire document §10.2).
+/// One linear layer whose outputs are the scores of all dimensions behind each other (docs/wire.md §10.2).
 pub(crate) struct Gate {
     weight: Tensor,
     bias: Tensor,

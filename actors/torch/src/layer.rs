@@ -11,7 +11,7 @@ use crate::{
     gate::{self, Gate},
 };
 
-/// A gate and the k best experts of a grid per row, averaged by the softmax of their scores (wire document §10.2).
+/// A gate and the k best experts of a grid per row, averaged by the softmax of their scores (docs/wire.md §10.2).
 ///
 /// The gate is one linear layer, `proj` in the variable store; an expert's score is the sum of its coordinates' scores.
 /// `backward()` trains the experts that answered. Every call blocks the thread, at most for the configured timeouts.

@@ -18,7 +18,7 @@ use crate::{Error, ffi};
 
 /// A network block that a server hosts.
 ///
-/// It is used by one thread at a time and always in training mode (wire document §9.1). Inputs arrive on the module's
+/// It is used by one thread at a time and always in training mode (docs/wire.md §9.1). Inputs arrive on the module's
 /// device, in schema order, as tensors that must not be written to in place. Outputs have the inputs' number of rows.
 pub trait ExpertModule: Send {
     /// The class name under which it is hosted, as in `ffn`.
@@ -39,7 +39,7 @@ pub trait ExpertModule: Send {
     }
 }
 
-/// One of hivemind's built-in expert classes (wire document §9.4).
+/// One of hivemind's built-in expert classes (docs/wire.md §9.4).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "expert_cls", deny_unknown_fields)]
 pub enum ModuleSpec {

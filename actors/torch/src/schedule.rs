@@ -9,7 +9,7 @@ pub enum Schedule {
     /// Always 1.
     #[default]
     Constant,
-    /// From 0 up to 1 during the warm-up, then down to 0 at the end (hivemind's `linear`, wire document §9.2).
+    /// From 0 up to 1 during the warm-up, then down to 0 at the end (hivemind's `linear`, docs/wire.md §9.2).
     Linear {
         /// Steps of the way up; the first has factor 0.
         warmup_steps: u64,

@@ -34,7 +34,7 @@ impl Staged {
     }
 
     /// Number, dtypes and ranks as the schema says. Sizes are the expert's to judge: sequences may have another length
-    /// than the schema's sample (wire document §9.4).
+    /// than the schema's sample (docs/wire.md §9.4).
     pub(crate) fn check(&self, name: &str, info: &ExpertInfo) -> Result<(), Error> {
         let wrong = |reason: String| Error::Inputs { expert: name.to_owned(), reason };
         let expected = info.flat_inputs();

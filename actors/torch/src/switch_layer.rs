@@ -45,7 +45,7 @@ impl SwitchConfig {
     }
 }
 
-/// A residual mixture in the manner of the Switch Transformer (wire document §10.3): `x + Σ_k q_k y_k`, where `q` is the
+/// A residual mixture in the manner of the Switch Transformer (docs/wire.md §10.3): `x + Σ_k q_k y_k`, where `q` is the
 /// product of the gate's probabilities of an expert's coordinates. It comes with a loss that pulls towards even use.
 ///
 /// Variables: `proj`, the gate, and `grid_utilization`, a buffer of all dimensions' shares behind each other. Every call
@@ -164,7 +164,7 @@ impl SwitchMixtureOfExperts {
     }
 
     /// `Σ_d size_d² · mean_i(mean_b p_d[b, i] · u_d[i])`: what hivemind means; it multiplies by another `u` and has no
-    /// gradient (wire document §10.3).
+    /// gradient (docs/wire.md §10.3).
     fn balancing_loss(&self, softmax: &[Tensor]) -> Result<Tensor, Error> {
         let sizes: Vec<i64> = self.config.moe.grid_size.iter().map(|&size| size as i64).collect();
         // A copy: the next step updates the buffer while this step's graph still needs it.

@@ -1,4 +1,4 @@
-//! Tensors in pieces, as streaming calls carry them (wire document §3).
+//! Tensors in pieces, as streaming calls carry them (docs/wire.md §3).
 
 use bytes::{Bytes, BytesMut};
 

@@ -1,4 +1,4 @@
-//! What a tensor of a schema looks like, without its values (wire document §8.2).
+//! What a tensor of a schema looks like, without its values (docs/wire.md §8.2).
 
 use crate::{
     Compression, DType, HostTensor, SchemaError,

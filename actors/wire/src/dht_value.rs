@@ -1,4 +1,4 @@
-//! Values of the DHT: plain ones, dictionaries of subkeys, and the tags that tell them apart (wire document §5, §6.5).
+//! Values of the DHT: plain ones, dictionaries of subkeys, and the tags that tell them apart (docs/wire.md §5, §6.5).
 
 use bytes::Bytes;
 

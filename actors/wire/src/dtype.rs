@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// The element type of a [`HostTensor`](crate::HostTensor). Names are torch's (wire document §8.3).
+/// The element type of a [`HostTensor`](crate::HostTensor). Names are torch's (docs/wire.md §8.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DType {
     /// IEEE single precision, `float32`.

@@ -1,4 +1,4 @@
-//! Errors as hivemind's callers read them: Python's exceptions as text (wire document §2.2, §3).
+//! Errors as hivemind's callers read them: Python's exceptions as text (docs/wire.md §2.2, §3).
 
 /// The Python exception that an error travels as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

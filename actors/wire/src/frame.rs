@@ -1,4 +1,4 @@
-//! Frames of hivemind's wire, sans-IO: bytes in, frames out (wire document §2, §3).
+//! Frames of hivemind's wire, sans-IO: bytes in, frames out (docs/wire.md §2, §3).
 //!
 //! Each framing comes in two forms. A `Decoder` takes bytes in any pieces, for tests and simple readers. `Length` and
 //! `Header` with `Frame::decode` let an async reader fill one buffer of the right size and hand it over, so that large

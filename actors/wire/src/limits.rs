@@ -1,4 +1,4 @@
-//! Sizes that both sides of the wire agree on (wire document §2.3, §3).
+//! Sizes that both sides of the wire agree on (docs/wire.md §2.3, §3).
 
 /// Largest body of a unary frame, in bytes; a receiver refuses more.
 pub const MAX_UNARY_FRAME: usize = 4 << 20;

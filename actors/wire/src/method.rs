@@ -1,4 +1,4 @@
-//! The methods that peers call on each other (wire document §2.1).
+//! The methods that peers call on each other (docs/wire.md §2.1).
 
 use std::fmt;
 
@@ -22,9 +22,9 @@ pub enum Method {
 /// How one call travels on hivemind's wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Framing {
-    /// One message each way (§2).
+    /// One message each way (docs/wire.md §2).
     Unary,
-    /// A stream of messages each way (§3).
+    /// A stream of messages each way (docs/wire.md §3).
     Stream,
 }
 

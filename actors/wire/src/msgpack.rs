@@ -1,4 +1,4 @@
-//! hivemind's MessagePack dialect: msgpack-python's encodings plus a tuple type (wire document §5).
+//! hivemind's MessagePack dialect: msgpack-python's encodings plus a tuple type (docs/wire.md §5).
 
 mod decode;
 mod encode;

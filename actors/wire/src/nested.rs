@@ -1,4 +1,4 @@
-//! Nested structures of tensors as hivemind flattens them (wire document §8.1).
+//! Nested structures of tensors as hivemind flattens them (docs/wire.md §8.1).
 
 use std::collections::BTreeMap;
 

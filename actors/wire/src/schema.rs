@@ -1,4 +1,4 @@
-//! `ExpertInfo`: what an expert takes and gives (wire document §8.2).
+//! `ExpertInfo`: what an expert takes and gives (docs/wire.md §8.2).
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Expert uids and prefixes (wire document §7.1).
+//! Expert uids and prefixes (docs/wire.md §7.1).
 
 use std::{fmt, str::FromStr};
 

@@ -1,4 +1,4 @@
-//! Arithmetic of the 160-bit space (wire document §6.1).
+//! Arithmetic of the 160-bit space (docs/wire.md §6.1).
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Calls and answers as protobuf (wire document §4, §6.4–6.6). What comes in is checked; what is malformed in one entry
+//! Calls and answers as protobuf (docs/wire.md §4, §6.4–6.6). What comes in is checked; what is malformed in one entry
 //! of many spoils only that entry where the protocol can say so.
 
 use std::collections::BTreeMap;

@@ -1,5 +1,5 @@
-//! How names without a leading slash pass through rust's multistream-select; no I/O (wire document §11.1, network
-//! document §1, fix B).
+//! How names without a leading slash pass through rust's multistream-select; no I/O (docs/wire.md §1.4,
+//! docs/adr/0002-muxer-wrapper.md).
 //!
 //! hivemind's handler names are protocol ids without a leading slash, which rust's multistream-select refuses. So on our
 //! side of a substream they carry the prefix `/hm/`, and on the wire they do not. A [`Negotiation`] sits between the

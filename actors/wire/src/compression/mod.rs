@@ -1,4 +1,4 @@
-//! Codecs of tensor payloads (wire document §8.3). Every tensor message names its own codec, so decoding needs no
+//! Codecs of tensor payloads (docs/wire.md §8.3). Every tensor message names its own codec, so decoding needs no
 //! schema.
 
 mod blockwise8;

@@ -1,4 +1,4 @@
-//! Streaming calls: `marker | u64 big-endian length | payload` (wire document §3).
+//! Streaming calls: `marker | u64 big-endian length | payload` (docs/wire.md §3).
 //!
 //! A caller sends messages, then [`END`], and keeps its write side open. A callee sends messages and closes; there is no
 //! end frame in that direction, and any error frame, even an empty one, is an error.

@@ -1,4 +1,4 @@
-//! Unary calls: `varint length | PersistentConnectionRequest`, one frame each way (wire document §2.2).
+//! Unary calls: `varint length | PersistentConnectionRequest`, one frame each way (docs/wire.md §2.2).
 //!
 //! The caller keeps its write side open until the answer has arrived; bytes after the request mean that it gave up.
 

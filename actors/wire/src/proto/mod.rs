@@ -1,4 +1,4 @@
-//! Protobuf messages of hivemind and libp2p, checked in: no protoc at build time (wire document §4).
+//! Protobuf messages of hivemind and libp2p, checked in: no protoc at build time (docs/wire.md §4).
 //!
 //! Field numbers and presence follow the .proto files; `required` fields of proto2 are always written, for Go refuses a
 //! message without them, and read as empty when absent. Byte fields are slices of the message they were read from.
