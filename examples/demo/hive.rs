@@ -29,19 +29,21 @@ impl Process {
         let log = std::fs::File::create(&log_path)?;
         let mut child =
             Command::new(skep).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn()?;
-        let stdout = child.stdout.take().ok_or("stdout is piped")?;
-        let (found, ready) = mpsc::channel();
-        std::thread::spawn(move || {
+        let stdout = child.stdout.take().expect("stdout is piped");
+        let mut process = Self { name, child, address: Multiaddr::empty() };
+        let (found, ready) = mpsc::sync_channel(1);
+        std::thread::Builder::new().name(format!("demo-{name}")).spawn(move || {
             let first = BufReader::new(stdout).lines().next();
             // The demo has given up waiting when nobody receives.
             let _given_up = found.send(first);
-        });
-        let line = ready.recv_timeout(READY).ok().flatten();
-        let process = |address| Self { name, child, address };
-        match line {
-            Some(Ok(line)) => Ok(process(line.parse()?)),
+        })?;
+        match ready.recv_timeout(READY).ok().flatten() {
+            Some(Ok(line)) => {
+                process.address = line.parse()?;
+                Ok(process)
+            }
             _ => {
-                drop(process(Multiaddr::empty()));
+                drop(process);
                 let log = std::fs::read_to_string(&log_path).unwrap_or_default();
                 Err(format!("{name} did not become ready; its log says:\n{log}").into())
             }

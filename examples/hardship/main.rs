@@ -5,6 +5,7 @@
 //! Starts a bootstrap node and four servers (the real `skep` command): two healthy ones, one whose experts take long, and
 //! one that is killed by SIGKILL and started again with the same identity, over and over. Clients in this process make
 //! calls with deadlines between 50 ms and 5 s, as many at once as it takes to keep the machine busy. Prints JSON.
+#![allow(clippy::disallowed_methods, reason = "it watches other processes, in real time")]
 
 #[path = "../demo/hive.rs"]
 mod hive;
@@ -50,8 +51,8 @@ fn main() -> Result<()> {
         args.extend(rest);
         Process::start(name, &skep, out, &args)
     };
-    let _healthy = [serve("healthy-a", "ffn", "64", "quick", &[])?, serve("healthy-b", "nop", "256", "nop", &[])?];
-    let _slow = serve("slow", "ffn", "2048", "slow", &[])?;
+    let healthy = [serve("healthy-a", "ffn", "64", "quick", &[])?, serve("healthy-b", "nop", "256", "nop", &[])?];
+    let slow = serve("slow", "ffn", "2048", "slow", &[])?;
     let key = out.join("dying.key");
     let dying = || {
         let key = key.to_str().ok_or("the path is UTF-8")?;
@@ -82,6 +83,9 @@ fn main() -> Result<()> {
         tally.add(runtime.block_on(worker)?);
     }
     println!("{:#}", tally.report(killed));
+    for process in healthy.into_iter().chain([slow, victim, bootstrap]) {
+        process.stop()?;
+    }
     if tally.late > 0 { Err(format!("{} calls ended late", tally.late).into()) } else { Ok(()) }
 }
 

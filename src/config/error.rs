@@ -13,7 +13,7 @@ use super::validate::Bad;
 pub struct ConfigError {
     message: String,
     help: Option<String>,
-    source_code: Option<NamedSource<String>>,
+    source_code: Option<Box<NamedSource<String>>>,
     label: Option<(SourceSpan, String)>,
 }
 
@@ -23,7 +23,7 @@ impl Diagnostic for ConfigError {
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
-        self.source_code.as_ref().map(|code| code as &dyn SourceCode)
+        self.source_code.as_deref().map(|code| code as &dyn SourceCode)
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
@@ -50,7 +50,7 @@ impl ConfigError {
         Self {
             message: format!("{} is not valid TOML: {}", path.display(), error.message()),
             help: Some("config/skep.toml shows every key in its place".to_owned()),
-            source_code: Some(NamedSource::new(path.display().to_string(), text.to_owned())),
+            source_code: Some(source(path, text)),
             label,
         }
     }
@@ -92,10 +92,14 @@ impl ConfigError {
         Self {
             message,
             help: Some(help),
-            source_code: file.map(|(path, text)| NamedSource::new(path.display().to_string(), text.to_owned())),
+            source_code: file.map(|(path, text)| source(path, text)),
             label: span.map(|span| (span.into(), label)),
         }
     }
+}
+
+fn source(path: &Path, text: &str) -> Box<NamedSource<String>> {
+    Box::new(NamedSource::new(path.display().to_string(), text.to_owned()))
 }
 
 fn from_file<'a>(origin: Option<&str>, file: Option<(&'a Path, &'a str)>) -> Option<(&'a Path, &'a str)> {

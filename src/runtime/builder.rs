@@ -19,7 +19,7 @@ use crate::error::Error;
 enum Key {
     Fresh,
     File(PathBuf),
-    Given(Identity),
+    Given(Box<Identity>),
 }
 
 /// Describes a [`Runtime`]. Without anything said it listens on loopback, hosts nothing and starts a network of its own.
@@ -91,7 +91,7 @@ impl RuntimeBuilder {
 
     /// Uses this key.
     pub fn identity(mut self, identity: Identity) -> Self {
-        self.key = Key::Given(identity);
+        self.key = Key::Given(Box::new(identity));
         self
     }
 
@@ -154,7 +154,7 @@ impl RuntimeBuilder {
         let identity = match self.key {
             Key::Fresh => identity::generate(KeyKind::Ed25519)?,
             Key::File(path) => identity::load_or_create(&path, KeyKind::Rsa)?,
-            Key::Given(identity) => identity,
+            Key::Given(identity) => *identity,
         };
         let mut initial_peers = Vec::new();
         for address in &self.initial_peers {
