@@ -11,4 +11,4 @@ mod sim;
 pub use backend::{Recorded, Recording, ScriptedBackend};
 pub use network::{Latency, SimNetwork, SimTransport, Wire};
 pub use servers::{Hive, Servers, SimServer};
-pub use sim::Sim;
+pub use sim::{Setup, Sim};
