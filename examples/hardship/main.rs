@@ -83,6 +83,7 @@ fn main() -> Result<()> {
         tally.add(runtime.block_on(worker)?);
     }
     println!("{:#}", tally.report(killed));
+    drop(client);
     for process in healthy.into_iter().chain([slow, victim, bootstrap]) {
         process.stop()?;
     }
@@ -149,6 +150,7 @@ struct Tally {
     lateness: Vec<u64>,
     outcomes: BTreeMap<&'static str, u64>,
     late: u64,
+    late_by_outcome: BTreeMap<&'static str, u64>,
 }
 
 impl Tally {
@@ -164,7 +166,10 @@ impl Tally {
             Err(_) => "other error",
         };
         *self.outcomes.entry(name).or_default() += 1;
-        self.late += u64::from(lateness > LATE);
+        if lateness > LATE {
+            self.late += 1;
+            *self.late_by_outcome.entry(name).or_default() += 1;
+        }
         self.lateness.push(u64::try_from(lateness.as_micros()).unwrap_or(u64::MAX));
     }
 
@@ -174,6 +179,9 @@ impl Tally {
             *self.outcomes.entry(name).or_default() += count;
         }
         self.late += other.late;
+        for (name, count) in other.late_by_outcome {
+            *self.late_by_outcome.entry(name).or_default() += count;
+        }
     }
 
     fn report(&mut self, killed: u64) -> serde_json::Value {
@@ -188,6 +196,7 @@ impl Tally {
             "kills": killed,
             "after_deadline_ms": { "p50": at(0.5), "p99.9": at(0.999), "max": at(1.0) },
             "later_than_50_ms": self.late,
+            "late_by_outcome": self.late_by_outcome,
         })
     }
 }
