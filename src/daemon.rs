@@ -19,8 +19,8 @@ use crate::{
     error::Error,
 };
 
-/// A signal ends the process so long after it at the latest.
-const STOP_WITHIN: Duration = Duration::from_millis(4500);
+/// What runs when a signal comes may go on so long. The last steps take up to a second more: 5 s in all are promised.
+const STOP_WITHIN: Duration = Duration::from_millis(3800);
 /// How often a node that is not ready yet looks for a signal.
 const LOOK: Duration = Duration::from_millis(200);
 
