@@ -110,7 +110,7 @@ impl ConfigCommand {
 
 /// The configuration as TOML, each value followed by its origin when asked.
 fn render(loaded: &Loaded, origin: bool) -> String {
-    let text = toml_edit::ser::to_string(&loaded.config).expect("every section is plain TOML");
+    let text = toml_edit::ser::to_string_pretty(&loaded.config).expect("every section is plain TOML");
     if !origin {
         return text;
     }
