@@ -298,13 +298,13 @@ impl<'a> FanOut<'a> {
         Ok(())
     }
 
-    /// Looks for other experts than those that failed, at other peers than those that are gone or keep us waiting.
+    /// Looks for other experts than those that failed, at other peers than those that are gone or late.
     fn search_again(&mut self, rows: Vec<usize>) {
         let Tensors::Forward { scores } = &self.tensors else {
             return self.join.extend(&self.plan, &rows);
         };
         let unreachable = self.join.failures().iter().filter(|(_, error)| is_of_peer(error)).map(|(slot, _)| *slot);
-        let unreliable = unreachable.chain(self.join.waiting());
+        let unreliable = unreachable.chain(self.join.late(self.hive.now()));
         let avoid: BTreeSet<PeerId> = unreliable.map(|slot| self.plan.call(slot).peer).collect();
         let (hive, scores, deadline) = (self.hive.clone(), scores.clone(), self.deadline);
         // Twice as many as a row has places: some of the best were asked before.

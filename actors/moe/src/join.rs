@@ -207,8 +207,14 @@ impl<T> Join<T> {
         vacant
     }
 
+    /// Calls that keep us waiting: without an outcome although `replan_at` has passed. Before that they are merely at work.
+    pub fn late(&self, now: Moment) -> impl Iterator<Item = Slot> {
+        let is_late = self.policy.replan_at.is_some_and(|at| now >= at);
+        self.waiting().filter(move |_| is_late)
+    }
+
     /// Calls that are still waited for.
-    pub fn waiting(&self) -> impl Iterator<Item = Slot> {
+    fn waiting(&self) -> impl Iterator<Item = Slot> {
         self.calls.iter().enumerate().filter(|(_, call)| call.waiting).map(|(slot, _)| Slot(slot))
     }
 

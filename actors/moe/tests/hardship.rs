@@ -62,6 +62,20 @@ fn rows_that_a_failure_leaves_short_go_to_other_experts() {
 }
 
 #[test]
+fn a_peer_that_is_at_work_may_be_asked_for_rows_that_a_failure_left_short() {
+    Sim::with_seed(10).run(|sim| async move {
+        let hive = sim.servers(2).experts(["m.0", "m.1"]).costing(millis(50)).start().await;
+        let moe = Mixture::new(&sim.client(&hive).await, MoeConfig::grid("m.", [2]).k_best(1)).unwrap();
+        let each_its_own = scores(&[&[&[1.0, 0.0]], &[&[0.0, 1.0]]]);
+        moe.forward(vec![rows(2)], each_its_own.clone()).await.unwrap();
+        sim.network().refuse(hive.hosting("m.0").peer());
+        let gather = moe.forward(vec![rows(2)], each_its_own).await.unwrap();
+        assert_eq!(chosen(&gather), [["m.1"], ["m.1"]]);
+        assert_eq!(gather.failures.len(), 1);
+    });
+}
+
+#[test]
 fn an_expert_that_fails_is_replaced_by_another_one_of_the_same_server() {
     Sim::with_seed(9).run(|sim| async move {
         let backend = |uid: &skep_wire::ExpertUid| match uid.as_str() {
