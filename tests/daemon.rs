@@ -1,4 +1,5 @@
 //! The daemon's manners: what it prints, how it refuses, joins, restarts and ends.
+#![allow(clippy::disallowed_methods, reason = "it watches other processes, in real time; what they print waits here")]
 
 use std::{
     fs,
