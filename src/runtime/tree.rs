@@ -42,6 +42,7 @@ pub(crate) async fn grow(
     };
     let guardian = Guardian::start(spec, clock.clone());
     let (dht, make) = Dht::new(DhtParts {
+        bans: net.bans().clone(),
         transport: net,
         router: router.clone(),
         clock: clock.clone(),

@@ -222,7 +222,7 @@ impl DhtActor {
 
     fn publish(&mut self) {
         let counts = self.node.counts();
-        let (join, banned) = (self.node.join_state(), self.shared.bans.count(self.shared.clock.now()));
+        let (join, banned) = (self.node.join_state(), self.shared.bans.banned(self.shared.clock.now()).len());
         let rejoined = self.shared.join.send_if_modified(|shown| {
             let changed = shown != join;
             if changed {

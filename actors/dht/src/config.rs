@@ -35,12 +35,6 @@ pub struct DhtConfig {
     pub cache_nearest: usize,
     /// How long before its expiration a cached value that was read is fetched again.
     pub cache_refresh_before_expiry: f64,
-    /// Length of the first ban of a peer that does not answer; each further one is twice as long.
-    pub blacklist_time: f64,
-    /// Length of the longest ban.
-    pub max_blacklist_time: f64,
-    /// Peers that are banned at the same time.
-    pub max_banned: usize,
     /// How often experts are announced again.
     pub update_period: f64,
     /// How long announcements hold; twice the period, at least 3 s, when absent.
@@ -79,9 +73,6 @@ impl Default for DhtConfig {
             cache_on_store: true,
             cache_nearest: 1,
             cache_refresh_before_expiry: 5.0,
-            blacklist_time: 5.0,
-            max_blacklist_time: 320.0,
-            max_banned: 4096,
             update_period: 30.0,
             expiration: None,
             max_records: 200_000,
@@ -117,8 +108,6 @@ impl DhtConfig {
         let seconds = [
             ("wait_timeout", self.wait_timeout),
             ("allowed_clock_difference", self.allowed_clock_difference),
-            ("blacklist_time", self.blacklist_time),
-            ("max_blacklist_time", self.max_blacklist_time),
             ("update_period", self.update_period),
             ("expiration", self.expiration.unwrap_or(1.0)),
         ];
@@ -138,7 +127,6 @@ impl DhtConfig {
             ("num_workers", self.num_workers),
             ("chunk_size", self.chunk_size),
             ("max_visits", self.max_visits),
-            ("max_banned", self.max_banned),
             ("max_commands", self.max_commands),
             ("max_inbound", self.max_inbound),
             ("max_calls", self.max_calls),

@@ -1,7 +1,6 @@
 //! The protocol without I/O: what comes in, what goes out, and when to look again. Seeded, ordered, no clock of its own.
 //! Section numbers (§6.9) in its comments are those of docs/wire.md.
 
-pub(crate) mod blacklist;
 pub(crate) mod bucket;
 pub(crate) mod cache;
 pub(crate) mod id;

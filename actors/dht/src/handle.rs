@@ -8,12 +8,12 @@ use std::{
 use actix::Actor;
 use libp2p_identity::PeerId;
 use skep_kernel::{Deadline, Inbox, SharedClock, Tombstone, WallTime, time::before};
-use skep_rpc::{Router, SharedTransport};
+use skep_rpc::{Bans, Router, SharedTransport};
 use skep_wire::ExpertUid;
 use tokio::sync::watch;
 
 use crate::{
-    Bans, DhtConfig, DhtError, DhtKey, DhtStatus, Freshness, StoreItem, Stored, Timed,
+    DhtConfig, DhtError, DhtKey, DhtStatus, Freshness, StoreItem, Stored, Timed,
     actor::DhtActor,
     core::node::{JoinState, Outcome},
     messages::{Command, InboundCall},
@@ -26,6 +26,8 @@ pub struct DhtParts {
     pub transport: SharedTransport,
     /// Brings the calls of others; a node in client mode takes none.
     pub router: Router,
+    /// Peers that failed lately; the runtime's one list.
+    pub bans: Bans,
     /// Its time.
     pub clock: SharedClock,
     /// Decides node id, jitter and request ids. Two nodes of one network need different ones.
@@ -69,12 +71,12 @@ impl Dht {
     ///
     /// Inbound calls are routed from now on, unless the node is in client mode.
     pub fn new(parts: DhtParts) -> (Dht, impl Fn(Tombstone) -> DhtActor + Clone + Send + Sync + 'static) {
-        let DhtParts { transport, router, clock, seed, config, initial_peers } = parts;
+        let DhtParts { transport, router, bans, clock, seed, config, initial_peers } = parts;
         let join = JoinState { joined: initial_peers.is_empty(), ..JoinState::default() };
         let status = DhtStatus { joined: join.joined, ..DhtStatus::default() };
         let shared = Arc::new(Shared {
             local_peer: transport.local_peer(),
-            bans: Bans::new(&config),
+            bans,
             commands: Inbox::bounded(config.max_commands),
             inbound: Inbox::bounded(config.max_inbound),
             status: watch::Sender::new(status),

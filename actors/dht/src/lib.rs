@@ -5,7 +5,6 @@
 
 mod actor;
 mod announcer;
-mod bans;
 mod config;
 mod core;
 mod experts;
@@ -17,7 +16,6 @@ mod serve;
 
 pub use actor::DhtActor;
 pub use announcer::{Announced, Announcer, AnnouncerActor};
-pub use bans::Bans;
 pub use config::{BadDhtConfig, DhtConfig};
 pub use handle::{Dht, DhtParts};
 pub use key::{DhtId, DhtKey};

@@ -14,7 +14,7 @@ use skep_dht::{Announcer, Dht, DhtConfig, DhtError, DhtId, DhtParts, Freshness, 
 use skep_kernel::{
     ChildSpec, Deadline, Guardian, GuardianSpec, Intensity, Restart, Seed, Started, Stop, Strategy, Tombstone,
 };
-use skep_rpc::{Body, Call, Meta, RequestId, Router, RpcError, TensorBody, Transport};
+use skep_rpc::{Bans, Body, Call, Meta, RequestId, Router, RpcError, TensorBody, Transport};
 use skep_testkit::{Sim, SimTransport};
 use skep_wire::Method;
 
@@ -53,7 +53,8 @@ fn a_client_serves_nobody() {
         let (config, clock) = (DhtConfig::client(), sim.clock());
         let initial_peers = vec![first.local_peer()];
         let transport = Arc::new(transport);
-        let parts = DhtParts { transport, router: router.clone(), clock, seed: 2, config, initial_peers };
+        let parts =
+            DhtParts { transport, router: router.clone(), bans: Bans::new(), clock, seed: 2, config, initial_peers };
         let client = Dht::start_unsupervised(parts);
         client.joined(within(&sim, 5)).await.unwrap();
         assert!(router.methods().is_empty());
@@ -104,7 +105,15 @@ fn a_command_in_line_survives_the_actor() {
         let router = Router::new();
         let transport = Arc::new(sim.network().node(router.clone()));
         let (config, clock) = (DhtConfig::default(), sim.clock());
-        let (dht, make) = Dht::new(DhtParts { transport, router, clock, seed: 1, config, initial_peers: Vec::new() });
+        let (dht, make) = Dht::new(DhtParts {
+            transport,
+            router,
+            bans: Bans::new(),
+            clock,
+            seed: 1,
+            config,
+            initial_peers: Vec::new(),
+        });
         let key = DhtId::of_text("key");
         let value = Bytes::from_static(b"\x01");
         let item = StoreItem { key, subkey: None, value, expiration: sim.clock().wall() + 60.0 };
@@ -129,6 +138,7 @@ fn a_crashed_node_joins_again_and_its_experts_are_announced_again() {
         let parts = DhtParts {
             transport,
             router,
+            bans: Bans::new(),
             clock: sim.clock(),
             seed: 2,
             config: DhtConfig::default(),

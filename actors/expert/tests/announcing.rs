@@ -9,7 +9,7 @@ use libp2p_identity::PeerId;
 use skep_dht::{Dht, DhtConfig, DhtParts, Freshness};
 use skep_expert::{BackendError, ExpertPattern, HostedExpert, Kind, PlacementError, Server, ServerConfig, choose_uids};
 use skep_kernel::Deadline;
-use skep_rpc::Router;
+use skep_rpc::{Bans, Router};
 use skep_testkit::Sim;
 use skep_wire::ExpertUid;
 
@@ -17,7 +17,15 @@ fn node(sim: &Sim, seed: u64, initial_peers: Vec<PeerId>) -> Dht {
     let router = Router::new();
     let transport = Arc::new(sim.network().node(router.clone()));
     let config = DhtConfig::default();
-    Dht::start_unsupervised(DhtParts { transport, router, clock: sim.clock(), seed, config, initial_peers })
+    Dht::start_unsupervised(DhtParts {
+        transport,
+        router,
+        bans: Bans::new(),
+        clock: sim.clock(),
+        seed,
+        config,
+        initial_peers,
+    })
 }
 
 async fn server(sim: &Sim, dht: &Dht, experts: Vec<HostedExpert>) -> Server {

@@ -9,14 +9,13 @@ use std::{
 use libp2p_identity::PeerId;
 use skep_dht::{DhtError, Successors};
 use skep_kernel::{Deadline, Moment, time::before};
-use skep_rpc::RpcError;
+use skep_rpc::{Bans, RpcError};
 use skep_wire::{ExpertInfo, ExpertPrefix, ExpertUid, HostTensor};
 use tokio::sync::Semaphore;
 use tracing::debug;
 
 use crate::{
     Client, GridScores, MoeConfig, MoeError,
-    bans::Bans,
     beam::{BeamSearch, Candidate, Grid},
     cache::PrefixCache,
     expert_call::{ExpertCall, fetch_info},
@@ -25,7 +24,7 @@ use crate::{
 
 /// Calls of one mixture under way at once; as many substreams as one connection carries.
 const MAX_CALLS_IN_FLIGHT: usize = 256;
-/// Prefixes, schemas and banned peers that a mixture remembers, each.
+/// Prefixes and schemas that a mixture remembers, each.
 const MAX_REMEMBERED: usize = 16_384;
 /// How long reading prefixes anew may take.
 const REFRESH_PATIENCE: Duration = Duration::from_secs(15);
@@ -36,12 +35,14 @@ pub(crate) struct Hive {
     pub config: MoeConfig,
     pub grid: Grid,
     permits: Semaphore,
+    /// Peers too slow for this mixture's deadlines, which may be good DHT nodes and good enough for other mixtures. Those
+    /// that cannot be reached are in the runtime's list.
+    late: Bans,
     memory: Mutex<Memory>,
 }
 
 struct Memory {
     prefixes: PrefixCache,
-    bans: Bans,
     schemas: BTreeMap<(ExpertUid, PeerId), Arc<ExpertInfo>>,
     /// What experts of this mixture answer; known once one has.
     layout: Option<Layout>,
@@ -60,13 +61,9 @@ impl Hive {
     pub fn new(client: Client, config: MoeConfig) -> Result<Self, MoeError> {
         let prefix = config.check()?;
         let grid = Grid { prefix, sizes: config.grid_size.clone(), k_best: config.k_best };
-        let memory = Memory {
-            prefixes: PrefixCache::new(MAX_REMEMBERED),
-            bans: Bans::new(MAX_REMEMBERED),
-            schemas: BTreeMap::new(),
-            layout: None,
-        };
-        Ok(Self { client, config, grid, permits: Semaphore::new(MAX_CALLS_IN_FLIGHT), memory: Mutex::new(memory) })
+        let memory = Memory { prefixes: PrefixCache::new(MAX_REMEMBERED), schemas: BTreeMap::new(), layout: None };
+        let permits = Semaphore::new(MAX_CALLS_IN_FLIGHT);
+        Ok(Self { client, config, grid, permits, late: Bans::new(), memory: Mutex::new(memory) })
     }
 
     /// Monotonic now.
@@ -84,7 +81,9 @@ impl Hive {
         avoid: &BTreeSet<PeerId>,
         deadline: Deadline,
     ) -> Result<Vec<Vec<Candidate>>, MoeError> {
-        let banned = self.memory().bans.active(self.now());
+        let now = self.now();
+        let mut banned = self.client.dht.bans().banned(now);
+        banned.append(&mut self.late.banned(now));
         let excluded = banned.union(avoid).copied().collect();
         let mut found = self.search_without(scores, rows, k, excluded, deadline).await?;
         let needed = self.config.k_min.max(1);
@@ -174,24 +173,20 @@ impl Hive {
     pub async fn ask(&self, errand: Errand, deadline: Deadline) -> Result<Vec<HostTensor>, RpcError> {
         let (uid, peer) = (errand.uid.clone(), errand.peer);
         let outcome = self.ask_unremembered(errand, deadline).await;
-        let (now, shared, mut memory) = (self.now(), self.client.dht.bans(), self.memory());
+        let unreachable = self.client.dht.bans();
         match &outcome {
             Ok(_) => {
-                memory.bans.clear(&peer);
-                shared.succeeded(&peer);
+                self.late.succeeded(&peer);
+                unreachable.succeeded(&peer);
             }
-            Err(RpcError::Unreachable { .. }) => {
-                memory.bans.strike(now, peer);
-                shared.failed(now, peer);
-            }
-            Err(RpcError::Deadline { .. }) => memory.bans.strike(now, peer),
+            Err(RpcError::Unreachable { .. }) => unreachable.failed(self.now(), peer),
+            Err(RpcError::Deadline { .. }) => self.was_late(peer),
             // The expert may have come back as another one.
             Err(RpcError::Malformed { .. } | RpcError::Remote { .. } | RpcError::Invalid { .. }) => {
-                memory.schemas.remove(&(uid, peer));
+                self.memory().schemas.remove(&(uid, peer));
             }
             Err(_) => {}
         }
-        drop(memory);
         outcome
     }
 
@@ -220,7 +215,7 @@ impl Hive {
 
     /// A call to this peer outlived its deadline.
     pub fn was_late(&self, peer: PeerId) {
-        self.memory().bans.strike(self.now(), peer);
+        self.late.failed(self.now(), peer);
     }
 
     /// What experts answered last, if one ever did.

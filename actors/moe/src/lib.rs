@@ -5,7 +5,6 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
-mod bans;
 mod beam;
 mod cache;
 mod client;

@@ -135,6 +135,25 @@ async fn half_a_close_or_a_late_byte_means_that_the_caller_left() {
     }
 }
 
+/// A stream dropped on one side only may be reset, which takes the end of an answer along.
+#[tokio::test]
+async fn an_answered_stream_lives_until_its_caller_closes_it() {
+    let limits = NetLimits { max_inbound_streams: 1, ..NetLimits::default() };
+    let server = Node::start(NetConfig { limits, ..NetConfig::default() }, router(Echo));
+    let client = Node::client();
+    let mut answered = open(&client, &server, Method::Ping, Framing::Unary).await;
+    send(&mut answered.stream, &request("DHTProtocol.rpc_ping", b"hello")).await;
+    assert!(rest(&mut answered.stream).await.ends_with(b"hello"));
+    let mut another = open(&client, &server, Method::Ping, Framing::Unary).await;
+    assert_eq!(rest(&mut another.stream).await, b"");
+    assert_eq!(server.net.status().streams_in_refused, 1);
+    answered.stream.close().await.unwrap();
+    let mut answer = client.ping(server.peer()).await;
+    while answer.is_err() {
+        answer = client.ping(server.peer()).await;
+    }
+}
+
 #[tokio::test]
 async fn a_streamed_request_that_makes_no_sense_gets_a_bare_error() {
     let (server, client) = (Node::serving(Echo), Node::client());

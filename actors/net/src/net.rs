@@ -90,7 +90,7 @@ impl Net {
             router,
             connections: Arc::default(),
             book: SharedBook::new(config.limits.max_known_peers),
-            bans: Bans::new(clock),
+            bans: Bans::new(),
             counters: Arc::default(),
             door: Arc::new(Door::new(&config.limits)),
             listening: RwLock::default(),
@@ -124,7 +124,7 @@ impl Net {
 
     /// Whether the peer failed lately and should be left alone.
     pub fn is_banned(&self, peer: PeerId) -> bool {
-        self.shared.bans.is_banned(peer)
+        self.shared.bans.is_banned(self.shared.clock.now(), &peer)
     }
 
     /// Connects to a node at an address that ends in `/p2p/<peer id>` and remembers the address. The error names the
@@ -183,7 +183,7 @@ impl Net {
             calls_in_refused: Counters::get(&counters.calls_in_refused),
             calls_in_left: Counters::get(&counters.calls_in_left),
             streams_in_refused: shared.connections.refused_streams(),
-            banned: shared.bans.banned().iter().map(|peer| peer.to_base58()).collect(),
+            banned: shared.bans.banned(shared.clock.now()).iter().map(|peer| peer.to_base58()).collect(),
         }
     }
 }

@@ -50,10 +50,10 @@ fn note(shared: &Shared, peer: PeerId, method: Method, result: &Result<Answer, R
     match result {
         Ok(_) | Err(RpcError::Remote { .. }) => {
             shared.book.with(|book| book.vouch(peer));
-            shared.bans.succeeded(peer);
+            shared.bans.succeeded(&peer);
         }
-        Err(RpcError::Unreachable { .. }) => shared.bans.failed(peer),
-        Err(RpcError::Deadline { .. }) if is_dht => shared.bans.failed(peer),
+        Err(RpcError::Unreachable { .. }) => shared.bans.failed(shared.clock.now(), peer),
+        Err(RpcError::Deadline { .. }) if is_dht => shared.bans.failed(shared.clock.now(), peer),
         Err(_) => {}
     }
     if result.is_err() {

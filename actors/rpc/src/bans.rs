@@ -1,17 +1,16 @@
-//! Peers that failed lately, for everybody who chooses peers: DHT, address book, beam search (docs/wire.md §6.9).
+//! [`Bans`]: peers that failed lately and are left alone for a while (docs/wire.md §6.9).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
 use libp2p_identity::PeerId;
-use skep_kernel::{Moment, SharedClock};
+use skep_kernel::Moment;
 
 const FIRST_BAN: Duration = Duration::from_secs(5);
-/// Bans double up to this many times: at most about 43 minutes.
-const MAX_DOUBLINGS: u32 = 9;
+const LONGEST_BAN: Duration = Duration::from_secs(320);
 const MAX_PEERS: usize = 4096;
 
 #[derive(Clone, Copy, Debug)]
@@ -20,108 +19,105 @@ struct Ban {
     failures: u32,
 }
 
-/// Peers that failed lately. A failure bans for 5 s × 2ⁿ, n being the bans before it; a success clears them all.
-/// Failures during a ban count as the one that began it. Remembers 4096 peers, those with the latest end of ban.
+/// Peers that failed lately. A failure bans for 5 s × 2ⁿ, at most 320 s, n being the bans before it; a success clears
+/// them all. Failures during a ban count as the one that began it: they are calls that were under way. Remembers 4096
+/// peers, those with the latest end of ban.
 ///
-/// Clones share one table.
-#[derive(Clone)]
-pub struct Bans {
-    clock: SharedClock,
-    by_peer: Arc<Mutex<BTreeMap<PeerId, Ban>>>,
-}
+/// Clones share one list: a runtime has one, for DHT, address book and beam search alike.
+#[derive(Clone, Debug, Default)]
+pub struct Bans(Arc<Mutex<BTreeMap<PeerId, Ban>>>);
 
 impl Bans {
-    /// A table without bans.
-    pub fn new(clock: SharedClock) -> Self {
-        Self { clock, by_peer: Arc::default() }
+    /// A list without bans.
+    pub fn new() -> Self {
+        Self::default()
     }
 
-    /// Whether the peer should be left alone now.
-    pub fn is_banned(&self, peer: PeerId) -> bool {
-        let now = self.clock.now();
-        self.lock().get(&peer).is_some_and(|ban| now < ban.until)
-    }
-
-    /// The peer did not answer.
-    pub fn failed(&self, peer: PeerId) {
-        let now = self.clock.now();
+    /// A dial or call failed through the peer's fault.
+    pub fn failed(&self, now: Moment, peer: PeerId) {
         let mut by_peer = self.lock();
         let failures = match by_peer.get(&peer) {
             Some(ban) if now < ban.until => return,
-            Some(ban) => ban.failures + 1,
+            Some(ban) => ban.failures.saturating_add(1),
             None => 0,
         };
         if by_peer.len() >= MAX_PEERS && !by_peer.contains_key(&peer) {
             let earliest = by_peer.iter().min_by_key(|(_, ban)| ban.until).map(|(peer, _)| *peer);
             earliest.and_then(|peer| by_peer.remove(&peer));
         }
-        let until = now + FIRST_BAN * 2u32.pow(failures.min(MAX_DOUBLINGS));
-        by_peer.insert(peer, Ban { until, failures });
+        let length = FIRST_BAN.saturating_mul(2u32.saturating_pow(failures)).min(LONGEST_BAN);
+        by_peer.insert(peer, Ban { until: now + length, failures });
     }
 
     /// The peer answered.
-    pub fn succeeded(&self, peer: PeerId) {
-        self.lock().remove(&peer);
+    pub fn succeeded(&self, peer: &PeerId) {
+        self.lock().remove(peer);
+    }
+
+    /// Whether the peer should be left alone now.
+    pub fn is_banned(&self, now: Moment, peer: &PeerId) -> bool {
+        self.lock().get(peer).is_some_and(|ban| now < ban.until)
     }
 
     /// Peers that are banned now.
-    pub fn banned(&self) -> Vec<PeerId> {
-        let now = self.clock.now();
+    pub fn banned(&self, now: Moment) -> BTreeSet<PeerId> {
         self.lock().iter().filter(|(_, ban)| now < ban.until).map(|(peer, _)| *peer).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PeerId, Ban>> {
-        self.by_peer.lock().expect("no panic while bans are held")
+        self.0.lock().expect("nothing panics while it holds the list")
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use skep_kernel::{TokioClock, WallTime};
-
     use super::*;
 
-    fn bans() -> Bans {
-        Bans::new(Arc::new(TokioClock::starting_at(WallTime(0.0))))
+    fn at(seconds: u64) -> Moment {
+        Moment::START + Duration::from_secs(seconds)
     }
 
-    async fn advance(seconds: f64) {
-        tokio::time::advance(Duration::from_secs_f64(seconds)).await;
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn each_failure_after_a_ban_doubles_the_next() {
-        let (bans, peer) = (bans(), PeerId::random());
-        for seconds in [5.0, 10.0, 20.0] {
-            bans.failed(peer);
-            advance(seconds - 0.1).await;
-            assert!(bans.is_banned(peer));
-            advance(0.1).await;
-            assert!(!bans.is_banned(peer));
+    #[test]
+    fn bans_double_up_to_a_limit_and_end_with_a_success() {
+        let (bans, peer) = (Bans::new(), PeerId::random());
+        let mut now = Moment::START;
+        for seconds in [5, 10, 20, 40, 80, 160, 320, 320] {
+            bans.failed(now, peer);
+            let end = now + Duration::from_secs(seconds);
+            assert!(bans.is_banned(Moment::from_nanos(end.as_nanos() - 1), &peer));
+            assert!(!bans.is_banned(end, &peer), "after {seconds} s");
+            now = end;
         }
+        bans.failed(now, peer);
+        bans.succeeded(&peer);
+        assert!(!bans.is_banned(now, &peer));
+        bans.failed(now, peer);
+        assert!(!bans.is_banned(now + FIRST_BAN, &peer));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn failures_at_the_same_time_count_once_and_success_clears() {
-        let (bans, peer) = (bans(), PeerId::random());
-        bans.failed(peer);
-        bans.failed(peer);
-        advance(5.0).await;
-        assert!(!bans.is_banned(peer));
-        bans.failed(peer);
-        bans.succeeded(peer);
-        assert!(!bans.is_banned(peer));
-        bans.failed(peer);
-        advance(5.0).await;
-        assert!(!bans.is_banned(peer));
+    #[test]
+    fn failures_during_a_ban_do_not_lengthen_it() {
+        let (bans, peer) = (Bans::new(), PeerId::random());
+        bans.failed(at(0), peer);
+        bans.failed(at(1), peer);
+        assert!(bans.is_banned(at(4), &peer) && !bans.is_banned(at(5), &peer));
+        bans.failed(at(5), peer);
+        assert!(bans.is_banned(at(14), &peer));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn the_table_is_bounded() {
-        let bans = bans();
+    #[test]
+    fn clones_share_one_list() {
+        let (bans, peer) = (Bans::new(), PeerId::random());
+        bans.clone().failed(at(0), peer);
+        assert_eq!(bans.banned(at(1)), BTreeSet::from([peer]));
+    }
+
+    #[test]
+    fn the_list_is_bounded() {
+        let bans = Bans::new();
         for _ in 0..MAX_PEERS + 10 {
-            bans.failed(PeerId::random());
+            bans.failed(at(0), PeerId::random());
         }
-        assert_eq!(bans.banned().len(), MAX_PEERS);
+        assert_eq!(bans.banned(at(1)).len(), MAX_PEERS);
     }
 }

@@ -7,7 +7,7 @@ use skep_dht::{Dht, DhtConfig, DhtParts};
 use skep_expert::{Backend, BackendFactory, Executors, HostedExpert, Server, ServerConfig, ServerParts};
 use skep_kernel::Deadline;
 use skep_moe::Client;
-use skep_rpc::{Router, SharedTransport};
+use skep_rpc::{Bans, Router, SharedTransport};
 use skep_wire::ExpertUid;
 
 use crate::{Recording, ScriptedBackend, Sim};
@@ -152,6 +152,7 @@ impl Sim {
         Dht::start_unsupervised(DhtParts {
             transport,
             router,
+            bans: Bans::new(),
             clock: self.clock(),
             seed: self.seed().wrapping_mul(1009).wrapping_add(number),
             config,

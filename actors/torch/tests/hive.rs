@@ -6,7 +6,7 @@ use skep_dht::{Dht, DhtConfig, DhtParts};
 use skep_expert::{HostedExpert, Server, ServerConfig, ServerParts};
 use skep_kernel::{Deadline, SharedClock, Spawner, TokioClock};
 use skep_moe::{Client, MoeConfig};
-use skep_rpc::{Router, SharedTransport};
+use skep_rpc::{Bans, Router, SharedTransport};
 use skep_testkit::SimNetwork;
 use skep_torch::{
     Error, Ffn, MixtureOfExperts, RemoteExpert, Sgd, SwitchConfig, SwitchMixtureOfExperts, factory,
@@ -103,7 +103,15 @@ fn dht(
     config: DhtConfig,
     initial_peers: Vec<libp2p_identity::PeerId>,
 ) -> Dht {
-    Dht::start_unsupervised(DhtParts { transport, router, clock: clock.clone(), seed, config, initial_peers })
+    Dht::start_unsupervised(DhtParts {
+        transport,
+        router,
+        bans: Bans::new(),
+        clock: clock.clone(),
+        seed,
+        config,
+        initial_peers,
+    })
 }
 
 fn randn(shape: &[i64]) -> Tensor {

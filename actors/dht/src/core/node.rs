@@ -18,6 +18,7 @@ use libp2p_identity::PeerId;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use skep_kernel::{Moment, WallTime};
+use skep_rpc::Bans;
 
 use self::{
     get::{Get, Lookup},
@@ -33,7 +34,7 @@ use super::{
     search::{Breadth, Search},
     storage::{Limits, Storage, WhenFull},
 };
-use crate::{Bans, DhtConfig, DhtId, Freshness, StoreItem, Stored, Timed};
+use crate::{DhtConfig, DhtId, Freshness, StoreItem, Stored, Timed};
 
 pub(crate) use self::{join::JoinState, put::Outcome};
 

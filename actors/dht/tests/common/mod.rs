@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use libp2p_identity::PeerId;
 use skep_dht::{Dht, DhtConfig, DhtParts};
 use skep_kernel::Deadline;
-use skep_rpc::{Router, SharedTransport};
+use skep_rpc::{Bans, Router, SharedTransport};
 use skep_testkit::{Sim, SimTransport};
 use skep_wire::{ExpertPrefix, ExpertUid};
 
@@ -29,7 +29,15 @@ pub fn client(sim: &Sim, seed: u64, initial: &[PeerId]) -> Dht {
 fn start(sim: &Sim, seed: u64, initial: &[PeerId], config: DhtConfig, transport: SimTransport, router: Router) -> Dht {
     let transport: SharedTransport = Arc::new(transport);
     let initial_peers = initial.to_vec();
-    Dht::start_unsupervised(DhtParts { transport, router, clock: sim.clock(), seed, config, initial_peers })
+    Dht::start_unsupervised(DhtParts {
+        transport,
+        router,
+        bans: Bans::new(),
+        clock: sim.clock(),
+        seed,
+        config,
+        initial_peers,
+    })
 }
 
 /// So many members that all joined through the first.

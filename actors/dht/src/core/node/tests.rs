@@ -56,8 +56,7 @@ impl World {
 
     fn add(&mut self, n: u8, initial: &[PeerId], config: DhtConfig) -> PeerId {
         let local = peer(n);
-        let bans = Bans::new(&config);
-        self.nodes.insert(local, Node::new(config, local, n.into(), bans, initial.to_vec()));
+        self.nodes.insert(local, Node::new(config, local, n.into(), Bans::new(), initial.to_vec()));
         self.tell(local, Input::Tick);
         local
     }
