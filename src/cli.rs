@@ -50,10 +50,10 @@ enum Command {
     /// Read the configuration and say what it means, without starting anything
     Check(check::Check),
     /// Show the configuration
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  skep config print --origin --config skep.toml")]
     Config(check::ConfigCommand),
     /// Make or show the key that a peer id is made from
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  skep identity new server.key")]
     Identity(identity::Identity),
     /// List the experts that are announced under a prefix, and until when
     Experts(experts::Experts),

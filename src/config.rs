@@ -2,6 +2,7 @@
 
 mod error;
 mod load;
+mod place;
 mod sections;
 pub mod validate;
 

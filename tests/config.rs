@@ -3,6 +3,7 @@
 use std::{fs, path::PathBuf, process::Command};
 
 use figment::value::Dict;
+use miette::{GraphicalReportHandler, GraphicalTheme};
 use skep::config::{Config, Flags, load};
 
 const EXAMPLE: &str = include_str!("../config/skep.toml");
@@ -25,11 +26,21 @@ impl Drop for File {
     }
 }
 
-/// What `skep check` says of a configuration: standard error and exit code.
-fn check(name: &str, text: &str) -> (String, Option<i32>) {
+/// How a file that must be refused is refused, as the daemon shows it.
+fn refusal(name: &str, text: &str) -> String {
     let file = File::new(name, text);
-    let output = skep(&["check", "--config", file.0.to_str().expect("a UTF-8 path")], &[]);
-    (String::from_utf8(output.stderr).expect("text"), output.status.code())
+    let error = load(Some(&file.0), Flags::default()).expect_err("the file is refused");
+    let mut message = String::new();
+    let handler = GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor()).with_wrap_lines(false);
+    handler.render_report(&mut message, &error).expect("a string takes all text");
+    message
+}
+
+/// Fails unless the message holds all parts.
+fn assert_says(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is missing in:\n{message}");
+    }
 }
 
 fn skep(args: &[&str], env: &[(&str, &str)]) -> std::process::Output {
@@ -68,72 +79,118 @@ fn the_example_file_is_the_default_configuration() {
     assert_eq!(loaded.config, Config::default());
 }
 
+fn header(section: &str) -> String {
+    if section == "experts" { "[[experts]]".to_owned() } else { format!("[{section}]") }
+}
+
 #[test]
 fn the_example_file_holds_every_key() {
     for (section, keys) in keys() {
-        let header = if section == "experts" { "[[experts]]".to_owned() } else { format!("[{section}]") };
-        let (message, _) = check(&format!("all-{section}"), &format!("{header}\nno_such_key = 1\n"));
         // Without a near key the help lists all keys of the section.
+        let message = refusal(&format!("all-{section}"), &format!("{}\nno_such_key = 1\n", header(section)));
         let known = message.split_once("the keys here are:").expect("an unknown key is refused").1;
-        let known: Vec<&str> = known.split([',', ' ', '\n', '│']).map(str::trim).filter(|k| !k.is_empty()).collect();
-        let missing: Vec<_> = known.iter().filter(|key| !keys.iter().any(|k| k == *key)).collect();
-        assert!(missing.is_empty(), "config/skep.toml lacks {missing:?} in [{section}]");
-        assert_eq!(
-            known.len(),
-            keys.len(),
-            "config/skep.toml has keys that are none in [{section}]: {known:?} {keys:?}"
-        );
+        let known: Vec<&str> = known.split([',', ' ', '\n']).filter(|key| !key.is_empty()).collect();
+        assert_eq!(known, keys, "[{section}]: what the daemon knows, and what config/skep.toml has");
     }
 }
 
 #[test]
-fn a_mistyped_key_is_shown_with_its_place_and_the_nearest_one() {
-    let (message, code) = check("typo", "[node]\nhost_maddrs = [\"/ip4/127.0.0.1/tcp/0\"]\ninitial_peer = []\n");
-    assert_eq!(code, Some(2));
-    for part in ["node.initial_peer", "skep-config-", ":3:", "did you mean `initial_peers`?"] {
-        assert!(message.contains(part), "{part:?} is missing in:\n{message}");
+fn the_example_file_holds_every_section() {
+    let message = refusal("sections", "no_such_section = 1\n");
+    for (section, _) in keys() {
+        assert!(message.contains(section), "{section}: {message}");
     }
+    assert_says(
+        &message,
+        &[&format!("the keys here are: {}", keys().iter().map(|k| k.0).collect::<Vec<_>>().join(", "))],
+    );
 }
 
 #[test]
-fn a_value_of_the_wrong_type_names_its_key_and_shows_its_line_for_every_key() {
+fn a_mistyped_key_of_any_section_is_underlined_with_the_nearest_one_as_help() {
     for (section, keys) in keys() {
-        let header = if section == "experts" { "[[experts]]".to_owned() } else { format!("[{section}]") };
+        for key in keys {
+            let typo = format!("{}{key}", &key[..1]);
+            let message = refusal(&format!("typo-{section}-{key}"), &format!("{}\n{typo} = 1\n", header(section)));
+
+            assert_says(&message, &["unknown key", ":2:1]", &format!("did you mean `{key}`?")]);
+        }
+    }
+    assert_says(&refusal("typo-section", "[sever]\nmax_wait = 1\n"), &["sever: unknown key", ":1:2]", "`server`?"]);
+}
+
+#[test]
+fn a_value_of_the_wrong_type_names_its_key_and_shows_its_place_for_every_key() {
+    for (section, keys) in keys() {
         for key in keys {
             // No key takes a table.
-            let text = format!("{header}\n{key} = {{ wrong = true }}\n");
-            let (message, code) = check(&format!("bad-{section}-{key}"), &text);
-            assert_eq!(code, Some(2), "{section}.{key}: {message}");
-            assert!(message.contains(&key) && message.contains(":2:"), "{section}.{key}: {message}");
+            let text = format!("{}\n{key} = {{ wrong = true }}\n", header(section));
+            let message = refusal(&format!("bad-{section}-{key}"), &text);
+            let path = if section == "experts" { format!("experts.0.{key}: ") } else { format!("{section}.{key}: ") };
+            let place = format!(":2:{}]", key.len() + 4);
+            assert_says(&message, &[&path, &place, "this value", "skep-config-"]);
         }
     }
 }
 
 #[test]
+fn the_wrong_element_of_a_list_is_shown() {
+    let text = "[node]\nhost_maddrs = [\n  \"/ip4/127.0.0.1/tcp/0\",\n  \"127.0.0.1:80\",\n]\n";
+    assert_says(&refusal("element", text), &["\"127.0.0.1:80\"", "as in \"/ip4/127.0.0.1/tcp/31337\"", ":4:3]"]);
+}
+
+#[test]
+fn the_wrong_group_of_experts_is_shown() {
+    let text = "[[experts]]\nexpert_uids = [\"a.0\"]\n\n[[experts]]\nexpert_uids = [\"b.0\"]\noptimizer = \"sdg\"\n";
+    assert_says(&refusal("group", text), &["experts.1.optimizer", ":6:13]", "use one of sgd"]);
+    let lacking = "[[experts]]\nexpert_uids = [\"a.0\"]\n\n[[experts]]\nhidden_dim = 8\n";
+    assert_says(&refusal("lacking", lacking), &["experts.1.expert_pattern", ":4:1]", "missing here"]);
+}
+
+#[test]
 fn a_value_that_makes_no_sense_comes_with_a_remedy() {
-    for (text, part) in [
-        ("[server]\nmin_batch_size = 9\nmax_batch_size = 8\n", "lower it, or raise max_batch_size"),
-        ("[node]\ninitial_peers = [\"/ip4/127.0.0.1/tcp/1\"]\n", "end it with /p2p/"),
-        ("[[experts]]\nexpert_cls = \"fnn\"\n", "use one of ffn, transformer"),
-        ("[[experts]]\nhidden_dim = 8\n", "expert_pattern = \"expert.[0:5]\""),
-        ("[log]\nformat = \"xml\"\n", "use one of text, json"),
+    for (text, parts) in [
+        ("[server]\nmin_batch_size = 9\nmax_batch_size = 8\n", &["lower it, or raise max_batch_size", ":2:18]"][..]),
+        ("[server]\nmax_batch_size = 0\n", &["must be at least 1", ":2:18]"]),
+        ("[server]\nupdate_period = -1.0\n", &["-1 is no number of seconds above 0", ":2:17]"]),
+        ("[node]\ninitial_peers = [\"/ip4/127.0.0.1/tcp/1\"]\n", &["end it with /p2p/"]),
+        ("[node]\nhost_maddrs = []\n", &["no address to listen on"]),
+        ("[[experts]]\nexpert_cls = \"fnn\"\n", &["use one of ffn, transformer"]),
+        ("[[experts]]\nhidden_dim = 8\n", &["expert_pattern = \"expert.[0:5]\""]),
+        ("[[experts]]\nexpert_pattern = \"e.[0:\"\n", &["invalid part", ":2:18]"]),
+        ("[[experts]]\nexpert_pattern = \"e.[0:2]\"\nnum_experts = 3\n", &["names only 2", ":3:15]"]),
+        ("[[experts]]\nexpert_uids = [\"e.0\"]\nscheduler = \"linear\"\n", &["give num_training_steps"]),
+        ("[[experts]]\nexpert_uids = [\"e.0\"]\ndevice = \"gpu\"\n", &["use cpu, cuda or cuda:0"]),
+        ("[log]\nformat = \"xml\"\n", &["use one of text, json"]),
+        ("[log]\nfilter = \"skep=lound\"\n", &["is no filter", "info,skep_net=debug"]),
     ] {
-        let (message, code) = check("sense", text);
-        assert_eq!(code, Some(2), "{message}");
-        assert!(
-            message.split_whitespace().collect::<Vec<_>>().join(" ").contains(part),
-            "{part:?} is missing in:\n{message}"
-        );
+        assert_says(&refusal("sense", text), parts);
     }
 }
 
 #[test]
 fn a_file_that_is_no_toml_or_not_there_is_named() {
-    let (message, code) = check("syntax", "[node\n");
-    assert!(code == Some(2) && message.contains("not valid TOML"), "{message}");
+    assert_says(&refusal("syntax", "[log]\nformat = \"text\"\n[node\n"), &["not valid TOML", ":3:6]"]);
+    assert_says(&refusal("twice", "[log]\nformat = \"text\"\nformat = \"json\"\n"), &["not valid TOML", ":3:1]"]);
     let output = skep(&["check", "--config", "/no/such/file.toml"], &[]);
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.code() == Some(2) && message.contains("/no/such/file.toml"), "{message}");
+    assert_eq!(output.status.code(), Some(2));
+    assert_says(&String::from_utf8_lossy(&output.stderr), &["/no/such/file.toml", "leave --config out"]);
+}
+
+#[test]
+fn a_bad_value_of_the_environment_names_the_variable() {
+    for (name, value, parts) in [
+        ("SKEP_SERVER__UPDATE_PERIOD", "often", &["server.update_period", "\"often\""][..]),
+        ("SKEP_SERVER__UPDATE_PEROD", "5", &["unknown key", "`update_period`?"]),
+        ("SKEP_DHT__BUCKET_SIZE", "0", &["must be at least 1"]),
+        ("SKEP_NODE__HOST_MADDRS", "[\"nowhere\"]", &["node.host_maddrs.0", "\"nowhere\""]),
+    ] {
+        let output = skep(&["check"], &[(name, value)]);
+        assert_eq!(output.status.code(), Some(2), "{name}");
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_says(&message, parts);
+        assert_says(&message, &[&format!("from environment variable {name}")]);
+    }
 }
 
 #[test]

@@ -1,97 +1,10 @@
-//! The daemon's manners: what it prints, how it refuses, joins, restarts and ends.
-#![allow(clippy::disallowed_methods, reason = "it watches other processes, in real time; what they print waits here")]
+//! The daemon's manners: what it prints, and how it joins, restarts and ends.
 
-use std::{
-    fs,
-    io::{BufRead, BufReader},
-    os::unix::fs::PermissionsExt,
-    path::PathBuf,
-    process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::mpsc,
-    time::{Duration, Instant},
-};
+mod common;
 
-const PATIENCE: Duration = Duration::from_secs(60);
-const FFN: &[&str] = &["--expert_cls", "ffn", "--hidden_dim", "16"];
+use std::fs;
 
-fn skep(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_skep")).args(args).stdin(Stdio::null()).output().expect("skep starts")
-}
-
-/// What a command that must fail says, and its exit code.
-fn failure(args: &[&str]) -> (String, Option<i32>) {
-    let output = skep(args);
-    assert!(output.stdout.is_empty(), "stdout carries only results");
-    (String::from_utf8(output.stderr).expect("text"), output.status.code())
-}
-
-/// A `skep` process that goes with the test.
-struct Daemon {
-    child: Child,
-    stdout: mpsc::Receiver<String>,
-    stderr: mpsc::Receiver<String>,
-}
-
-fn lines(source: impl std::io::Read + Send + 'static) -> mpsc::Receiver<String> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        BufReader::new(source).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
-    });
-    receiver
-}
-
-impl Daemon {
-    fn start(args: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_skep"));
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("skep starts");
-        let stdout = lines(child.stdout.take().expect("stdout is piped"));
-        let stderr = lines(child.stderr.take().expect("stderr is piped"));
-        Self { child, stdout, stderr }
-    }
-
-    /// The first address, which comes once it is ready.
-    fn address(&self) -> String {
-        self.stdout.recv_timeout(PATIENCE).expect("it becomes ready")
-    }
-
-    /// Waits for a line of the log.
-    fn says(&self, part: &str) -> String {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            let line = self.stderr.recv_timeout(until.saturating_duration_since(Instant::now()));
-            let line = line.unwrap_or_else(|_| panic!("it never says {part:?}"));
-            if line.contains(part) {
-                return line;
-            }
-        }
-    }
-
-    fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([name, &pid]).status().expect("kill runs").success());
-    }
-
-    fn ends(&mut self) -> ExitStatus {
-        self.signal("-TERM");
-        self.child.wait().expect("it can be waited for")
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // Ended already is as good.
-        let _ended = self.child.kill();
-        let _reaped = self.child.wait();
-    }
-}
-
-fn temporary(name: &str) -> PathBuf {
-    let path = std::env::temp_dir().join(format!("skep-daemon-{}-{name}", std::process::id()));
-    // Only there when an earlier run was cut off.
-    let _stale = fs::remove_file(&path);
-    path
-}
+use common::*;
 
 #[test]
 fn it_prints_its_addresses_answers_a_call_and_ends_in_order() {
@@ -168,85 +81,32 @@ fn a_killed_server_comes_back_as_the_same_peer_and_is_found_again() {
 
 #[test]
 fn a_second_signal_ends_it_at_once() {
-    let mut server =
-        Daemon::start(&["serve", "--expert_cls", "nop_delay", "--hidden_dim", "4", "--expert_uids", "slow.0"]);
-    let address = server.address();
-    let calls: Vec<_> = (0..8)
-        .map(|_| Daemon::start(&["call", "slow.0", "--peer", &address, "--rows", "64", "--timeout", "20"]))
-        .collect();
-    server.signal("-TERM");
-    server.says("stopping");
-    server.signal("-INT");
-    // By the second signal, or in order when nothing was in flight yet.
-    assert!(matches!(server.child.wait().expect("it ends").code(), Some(130 | 0)));
-    drop(calls);
+    let mut server = Daemon::start(&[&["serve", "--expert_uids", "two.0"], FFN].concat());
+    server.address();
+    // Both arrive while it is held, so that it cannot have stopped in order before the second.
+    for signal in ["-STOP", "-TERM", "-INT", "-CONT"] {
+        server.signal(signal);
+    }
+    assert_eq!(server.end().code(), Some(130));
 }
 
 #[test]
-fn mistakes_on_the_command_line_name_the_thing_and_the_remedy() {
-    for (args, code, parts) in [
-        (&["serve"][..], 2, &["nothing to host", "--expert_pattern"][..]),
-        (&["serve", "--expert_pattern", "e.[0:"], 1, &["e.[0:", "ffn.[0:4].[0:16]"]),
-        (&["serve", "--hidden_dims", "3"], 2, &["--hidden_dims", "--hidden_dim"]),
-        (&["dht", "--host_maddrs", "127.0.0.1:80"], 2, &["host_maddrs", "127.0.0.1:80"]),
-        (&["dht", "--initial_peers", "/ip4/127.0.0.1/tcp/1"], 2, &["/p2p/"]),
-        (&["dht", "--host_maddrs", "/ip4/203.0.113.7/tcp/0"], 1, &["203.0.113.7", "no such address"]),
-        (&["call", "expert", "--peer", "/ip4/127.0.0.1/tcp/1"], 2, &["expert uid", "expert.3"]),
-        (&["call", "e.0", "--peer", "/ip4/127.0.0.1/tcp/1"], 2, &["/p2p/"]),
-        (&["identity", "show", "/no/such.key"], 1, &["/no/such.key"]),
-    ] {
-        let (message, got) = failure(args);
-        assert_eq!(got, Some(code), "{args:?}: {message}");
-        for part in parts {
-            assert!(message.contains(part), "{args:?}: {part:?} is missing in:\n{message}");
-        }
+fn it_can_be_ended_while_its_bootstrap_is_down() {
+    let absent = format!("/ip4/127.0.0.1/tcp/9/p2p/{}", skep_id());
+    for command in [&["dht"][..], &["serve", "--expert_uids", "alone.0"]] {
+        let mut daemon = Daemon::start(&[command, &["--initial_peers", &absent]].concat());
+        daemon.says("dialling failed");
+        assert_eq!(daemon.ends().code(), Some(0));
+        assert_eq!(daemon.stdout.try_iter().count(), 0, "it was never ready");
     }
 }
 
 #[test]
-fn a_port_that_is_taken_is_named() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let port = taken.local_addr().expect("bound").port().to_string();
-    let (message, code) = failure(&["dht", "--host_maddrs", &format!("/ip4/127.0.0.1/tcp/{port}")]);
-    assert!(code == Some(1) && message.contains(&port) && message.contains("in use"), "{message}");
-}
-
-#[test]
-fn a_peer_that_is_not_there_is_worth_another_try() {
-    let id = skep_id();
-    let (message, code) =
-        failure(&["call", "e.0", "--timeout", "1", "--peer", &format!("/ip4/127.0.0.1/tcp/9/p2p/{id}")]);
-    assert!(code == Some(75) && message.contains(&id), "{message}");
-}
-
-fn skep_id() -> String {
-    let path = temporary("id.key");
-    let id = skep(&["identity", "new", path.to_str().expect("a UTF-8 path")]);
-    fs::remove_file(path).expect("it was made");
-    String::from_utf8(id.stdout).expect("text").trim().to_owned()
-}
-
-#[test]
-fn a_key_file_is_private_and_never_overwritten() {
-    let path = temporary("private.key");
-    let text = path.to_str().expect("a UTF-8 path");
-    let made = skep(&["identity", "new", text, "--type", "rsa"]);
-    assert!(made.status.success() && made.stdout.starts_with(b"Qm"), "{made:?}");
-    assert_eq!(fs::metadata(&path).expect("it is there").permissions().mode() & 0o777, 0o400);
-    assert_eq!(skep(&["identity", "show", text]).stdout, made.stdout);
-    let (message, code) = failure(&["identity", "new", text]);
-    assert!(code == Some(1) && message.contains(text), "{message}");
-
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o440)).expect("it is ours");
-    let (message, code) = failure(&["dht", "--identity_path", text]);
-    assert!(code == Some(1) && message.contains(text) && message.contains("chmod"), "{message}");
-    fs::remove_file(path).expect("it is there");
-}
-
-#[test]
-fn every_command_shows_an_example_in_its_help() {
-    for command in ["serve", "dht", "check", "experts", "call"] {
-        let help = skep(&[command, "--help"]);
-        assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains("skep "), "{command}");
+fn options_that_do_nothing_here_are_accepted_and_say_so() {
+    let options = ["--num_handlers", "4", "--increase_file_limit", "--no_relay"];
+    let server = Daemon::start(&[&["serve", "--expert_uids", "old.0"], FFN, &options].concat());
+    for option in ["--num_handlers", "--increase_file_limit", "--no_relay"] {
+        server.says(&format!("{option} has no effect here"));
     }
+    server.address();
 }

@@ -82,9 +82,14 @@ pub enum ConfigCommand {
     Print(Print),
 }
 
+const PRINT_EXAMPLES: &str = "\
+Examples:
+  skep config print > skep.toml
+  skep config print --origin --config skep.toml";
+
 /// Options of `skep config print`.
 #[derive(Debug, Args)]
-#[command(rename_all = "snake_case")]
+#[command(rename_all = "snake_case", after_help = PRINT_EXAMPLES)]
 pub struct Print {
     #[command(flatten)]
     file: ConfigFile,

@@ -85,7 +85,7 @@ pub struct ExpertFlags {
     #[arg(long, num_args = 1.., value_name = "UID")]
     #[serde(skip_serializing_if = "Option::is_none")]
     expert_uids: Option<Vec<String>>,
-    /// Module: ffn, nop [default: ffn]
+    /// Module: ffn, transformer, nop, nop_delay, det_dropout [default: ffn]
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     expert_cls: Option<String>,
@@ -93,7 +93,7 @@ pub struct ExpertFlags {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     hidden_dim: Option<i64>,
-    /// Where it computes: cpu, cuda:0 [default: cpu]
+    /// Where it computes: cpu, cuda, cuda:0 [default: cpu]
     #[arg(long, value_name = "DEVICE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     device: Option<String>,

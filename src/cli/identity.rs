@@ -16,6 +16,7 @@ pub enum Identity {
     #[command(after_help = "Example:\n  skep identity new server.key --type rsa")]
     New(New),
     /// Print the peer id of a key file
+    #[command(after_help = "Example:\n  skep identity show server.key")]
     Show(Show),
 }
 

@@ -13,11 +13,15 @@ use crate::{Runtime, runtime::peer_of};
 #[command(rename_all = "snake_case")]
 pub struct Peer {
     /// A peer of the network with its /p2p/..., as it prints it when it is ready
-    #[arg(long, required = true, num_args = 1.., value_name = "MULTIADDR", env = "SKEP_PEER")]
+    #[arg(long, required = true, num_args = 1.., value_name = "MULTIADDR", env = "SKEP_PEER", value_parser = address)]
     peer: Vec<Multiaddr>,
     /// Seconds to wait in all
     #[arg(long, default_value_t = 30.0, value_name = "SECONDS")]
     timeout: f64,
+}
+
+fn address(text: &str) -> Result<Multiaddr, String> {
+    text.parse().map_err(|error| format!("{error}; one looks like /ip4/10.0.0.7/tcp/31337/p2p/12D3Koo..."))
 }
 
 impl Peer {

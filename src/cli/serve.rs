@@ -15,8 +15,8 @@ Examples:
   skep serve --num_experts 10 --expert_pattern \"expert.[5:250]\" --initial_peers ADDR
   skep serve --config config/skep.toml
 
-Prints its addresses on stdout, one a line, when its experts are ready and announced. SIGINT or SIGTERM ends it in
-order; a second one at once.";
+Prints its addresses on stdout, one a line, when its experts are ready and announced. \
+SIGINT or SIGTERM ends it in order, a second one at once.";
 
 /// Options of `skep serve`.
 #[derive(Debug, Args)]

@@ -5,7 +5,11 @@ use std::path::Path;
 use figment::{Figment, error::Kind};
 use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode, SourceSpan};
 
-use super::validate::Bad;
+use super::{
+    load,
+    place::{self, Part},
+    validate::Bad,
+};
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -58,82 +62,50 @@ impl ConfigError {
     /// What serde made of a value or key.
     pub(super) fn value(error: &figment::Error, file: Option<(&Path, &str)>) -> Self {
         let mut path = error.path.clone();
-        let (what, label, help) = match &error.kind {
+        let (what, part, help) = match &error.kind {
             Kind::UnknownField(field, expected) => {
                 if path.last() != Some(field) {
                     path.push(field.clone());
                 }
                 let near = nearest(field, expected).map(|near| format!("did you mean `{near}`?"));
                 let all = format!("the keys here are: {}", expected.join(", "));
-                ("unknown key".to_owned(), "unknown key".to_owned(), near.unwrap_or(all))
+                ("unknown key".to_owned(), Part::Key, near.unwrap_or(all))
             }
-            kind => {
-                let help = "config/skep.toml shows every key with its default".to_owned();
-                (kind.to_string(), "this value".to_owned(), help)
-            }
+            kind => (kind.to_string(), Part::Value, "config/skep.toml shows every key with its default".to_owned()),
         };
-        let from = error.metadata.as_ref().map_or_else(String::new, |m| format!(" (from {})", m.name));
-        let place = from_file(error.metadata.as_ref().map(|m| m.name.as_ref()), file);
-        Self::at(format!("{}: {what}{from}", path.join(".")), help, &path, label, place)
+        let path = path.join(".");
+        let origin = error.metadata.as_ref().map(|metadata| load::name(metadata, &path));
+        Self::at(&path, &what, help, part, origin, file)
     }
 
     /// A value that is well-formed and makes no sense.
     pub(super) fn meaning(bad: &Bad, layers: &Figment, file: Option<(&Path, &str)>) -> Self {
-        let path: Vec<String> = bad.path.split('.').map(str::to_owned).collect();
-        let metadata = layers.find_metadata(&bad.path);
-        let from = metadata.map_or_else(String::new, |m| format!(" (from {})", m.name));
-        let place = from_file(metadata.map(|m| m.name.as_ref()), file);
-        let message = format!("{}: {}{from}", bad.path, bad.problem);
-        Self::at(message, bad.remedy.clone(), &path, "this value".to_owned(), place)
+        let origin = load::nearest_origin(layers, &bad.path);
+        Self::at(&bad.path, &bad.problem, bad.remedy.clone(), Part::Value, origin, file)
     }
 
-    fn at(message: String, help: String, path: &[String], label: String, file: Option<(&Path, &str)>) -> Self {
-        let span = file.and_then(|(_, text)| locate(text, path));
+    fn at(
+        path: &str,
+        what: &str,
+        help: String,
+        part: Part,
+        origin: Option<String>,
+        file: Option<(&Path, &str)>,
+    ) -> Self {
+        let from = origin.as_ref().map_or_else(String::new, |origin| format!(" (from {origin})"));
+        let file = file.filter(|(file, _)| origin.is_none_or(|origin| origin == file.display().to_string()));
+        let label = file.and_then(|(_, text)| place::locate(text, path, part));
         Self {
-            message,
+            message: format!("{path}: {what}{from}"),
             help: Some(help),
             source_code: file.map(|(path, text)| source(path, text)),
-            label: span.map(|span| (span.into(), label)),
+            label: label.map(|(span, label)| (span.into(), label.to_owned())),
         }
     }
 }
 
 fn source(path: &Path, text: &str) -> Box<NamedSource<String>> {
     Box::new(NamedSource::new(path.display().to_string(), text.to_owned()))
-}
-
-fn from_file<'a>(origin: Option<&str>, file: Option<(&'a Path, &'a str)>) -> Option<(&'a Path, &'a str)> {
-    file.filter(|(path, _)| origin.is_none_or(|origin| origin == path.display().to_string()))
-}
-
-/// The span of the value (or, for a key whose value has none, of the key) at a path.
-fn locate(text: &str, path: &[String]) -> Option<std::ops::Range<usize>> {
-    let document = toml_edit::ImDocument::parse(text).ok()?;
-    let mut item = document.as_item();
-    let mut best = None;
-    for part in path {
-        let next = match item {
-            toml_edit::Item::ArrayOfTables(tables) => {
-                let table = tables.get(part.parse().ok()?)?;
-                best = table.span().or(best);
-                // A table of an array is no item of its own: look its key up in the next round.
-                return locate_in(table, &path[path.iter().position(|p| p == part)? + 1..]).or(best);
-            }
-            other => other.get(part.as_str())?,
-        };
-        best = key_span(item, part).or_else(|| next.span()).or(best);
-        item = next;
-    }
-    item.span().filter(|_| item.is_value()).or(best)
-}
-
-fn locate_in(table: &toml_edit::Table, path: &[String]) -> Option<std::ops::Range<usize>> {
-    let (key, item) = table.get_key_value(path.first()?)?;
-    item.span().filter(|_| item.is_value()).or_else(|| key.span())
-}
-
-fn key_span(parent: &toml_edit::Item, key: &str) -> Option<std::ops::Range<usize>> {
-    parent.as_table_like()?.get_key_value(key)?.0.span()
 }
 
 /// The expected key nearest to a mistyped one, if any is near.

@@ -121,7 +121,7 @@ pub struct Experts {
     pub expert_uids: Vec<String>,
     /// How many to host; by default all that the pattern names.
     pub num_experts: Option<usize>,
-    /// The module: `ffn` or `nop`.
+    /// The module: `ffn`, `transformer`, `nop`, `nop_delay` or `det_dropout`.
     pub expert_cls: String,
     /// Width of the module's input.
     pub hidden_dim: i64,
@@ -140,7 +140,7 @@ pub struct Experts {
     /// How inputs are compressed on the way: `NONE`, `FLOAT16`, `MEANSTD_16BIT`, `QUANTILE_8BIT`, `UNIFORM_8BIT`,
     /// `BLOCKWISE_8BIT`.
     pub compression: String,
-    /// `cpu` or `cuda:N`.
+    /// `cpu`, `cuda` or `cuda:N`.
     pub device: String,
     /// Makes the initial weights repeatable.
     pub seed: Option<u64>,

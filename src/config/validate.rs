@@ -1,7 +1,9 @@
 //! Checks what types cannot: values that are well-formed and make no sense.
 
 use multiaddr::{Multiaddr, Protocol};
+use skep_expert::ExpertPattern;
 use skep_wire::ExpertUid;
+use tracing_subscriber::EnvFilter;
 
 use super::{Config, Experts};
 use crate::runtime::peer_of;
@@ -37,7 +39,7 @@ pub const LOG_FORMATS: &[&str] = &["text", "json"];
 pub fn check(config: &Config) -> Result<(), Bad> {
     node(config)?;
     numbers(config)?;
-    one_of("log.format", &config.log.format, LOG_FORMATS)?;
+    log(config)?;
     for (i, experts) in config.experts.iter().enumerate() {
         group(&format!("experts.{i}"), experts)?;
     }
@@ -58,6 +60,18 @@ fn node(config: &Config) -> Result<(), Bad> {
         }
     }
     Ok(())
+}
+
+fn log(config: &Config) -> Result<(), Bad> {
+    one_of("log.format", &config.log.format, LOG_FORMATS)?;
+    match EnvFilter::try_new(&config.log.filter) {
+        Ok(_) => Ok(()),
+        Err(error) => bad(
+            "log.filter",
+            format!("{:?} is no filter: {error}", config.log.filter),
+            "give a level, or levels by crate, as in \"info,skep_net=debug\"",
+        ),
+    }
 }
 
 /// Whether only this machine reaches an address.
@@ -117,6 +131,9 @@ fn group(path: &str, experts: &Experts) -> Result<(), Bad> {
     one_of(at("optimizer"), &experts.optimizer, OPTIMIZERS)?;
     one_of(at("scheduler"), &experts.scheduler, SCHEDULERS)?;
     one_of(at("compression"), &experts.compression, COMPRESSIONS)?;
+    if !is_device(&experts.device) {
+        return bad(at("device"), format!("{:?} is no device", experts.device), "use cpu, cuda or cuda:0");
+    }
     for uid in &experts.expert_uids {
         if let Err(error) = uid.parse::<ExpertUid>() {
             return bad(at("expert_uids"), error.to_string(), "name experts in full, as in \"expert.3\"");
@@ -135,6 +152,9 @@ fn group(path: &str, experts: &Experts) -> Result<(), Bad> {
             bad(at("num_experts"), format!("{wanted}, but {given} uids are given"), "leave num_experts out")?
         }
         _ => {}
+    }
+    if let Some(text) = &experts.expert_pattern {
+        pattern(path, text, experts.num_experts)?;
     }
     if experts.num_experts == Some(0) {
         return bad(at("num_experts"), "must be at least 1", "leave it out to host all that the pattern names");
@@ -156,6 +176,29 @@ fn group(path: &str, experts: &Experts) -> Result<(), Bad> {
         }
     }
     Ok(())
+}
+
+fn pattern(path: &str, text: &str, wanted: Option<usize>) -> Result<(), Bad> {
+    let at = |key: &str| format!("{path}.{key}");
+    let pattern = match text.parse::<ExpertPattern>() {
+        Ok(pattern) => pattern,
+        Err(error) => return bad(at("expert_pattern"), error.to_string(), "write a range as in \"expert.[0:5]\""),
+    };
+    let places = pattern.places();
+    match wanted {
+        Some(wanted) if wanted as u64 > places => bad(
+            at("num_experts"),
+            format!("{wanted}, but {text:?} names only {places}"),
+            "widen expert_pattern, or host fewer experts",
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a name is one of a device; whether the device is there shows when experts are built.
+fn is_device(name: &str) -> bool {
+    let number = |text: &str| text.parse::<usize>().is_ok();
+    ["cpu", "cuda"].contains(&name) || name.strip_prefix("cuda:").is_some_and(number)
 }
 
 fn one_of(path: impl Into<String>, value: &str, names: &[&str]) -> Result<(), Bad> {

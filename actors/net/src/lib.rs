@@ -18,6 +18,7 @@ mod gate;
 pub mod identity;
 mod inbound;
 mod io;
+mod listen;
 mod net;
 mod node;
 mod outbound;

@@ -8,7 +8,7 @@ use std::{
 
 use futures::{FutureExt as _, StreamExt as _};
 use libp2p::{
-    Multiaddr, PeerId, Swarm, TransportError,
+    Multiaddr, PeerId, Swarm,
     core::transport::ListenerId,
     identify, kad, ping,
     swarm::{
@@ -25,6 +25,7 @@ use tracing::{debug, info};
 use crate::{
     NetError,
     behaviour::{Behaviour, BehaviourEvent, KAD},
+    listen,
     net::Shared,
     peers::Entry,
 };
@@ -78,7 +79,10 @@ impl Node {
         let wanted = if config.client_mode { &[][..] } else { &config.listen[..] };
         let mut unbound: HashMap<ListenerId, Multiaddr> = HashMap::new();
         for address in wanted {
-            let listener = swarm.listen_on(address.clone()).map_err(|error| listen_error(address, error))?;
+            listen::refuse_taken(address)?;
+        }
+        for address in wanted {
+            let listener = swarm.listen_on(address.clone()).map_err(|error| listen::refused(address, error))?;
             unbound.insert(listener, address.clone());
         }
         for address in &config.announce {
@@ -345,32 +349,6 @@ const UNPOISONED: &str = "no panic while addresses are held";
 
 fn without_peer(address: Multiaddr) -> Multiaddr {
     address.into_iter().filter(|part| !matches!(part, Protocol::P2p(_))).collect()
-}
-
-fn listen_error(address: &Multiaddr, error: TransportError<io::Error>) -> NetError {
-    let address = address.clone();
-    match error {
-        TransportError::MultiaddrNotSupported(_) => NetError::Unsupported { address },
-        TransportError::Other(source) => match root_kind(&source) {
-            io::ErrorKind::AddrInUse => NetError::AddressInUse { address },
-            io::ErrorKind::PermissionDenied => NetError::Permission { address },
-            io::ErrorKind::AddrNotAvailable => NetError::NotOurs { address },
-            _ => NetError::Listen { address, source },
-        },
-    }
-}
-
-/// The kind of the innermost I/O error: transports wrap what the operating system says.
-fn root_kind(error: &io::Error) -> io::ErrorKind {
-    let mut kind = error.kind();
-    let mut source: Option<&(dyn std::error::Error + 'static)> = error.get_ref().map(|inner| inner as _);
-    while let Some(inner) = source {
-        if let Some(inner) = inner.downcast_ref::<io::Error>() {
-            kind = inner.kind();
-        }
-        source = inner.source();
-    }
-    kind
 }
 
 fn connect_error(address: Multiaddr, error: DialError) -> NetError {

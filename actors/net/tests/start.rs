@@ -47,6 +47,14 @@ fn a_port_in_use_is_named_with_the_remedy() {
 }
 
 #[test]
+fn the_port_of_another_node_is_in_use() {
+    let first = start(&["/ip4/127.0.0.1/tcp/0"]).unwrap();
+    let address = first.addresses()[0].to_string();
+    let address = address.split("/p2p/").next().unwrap();
+    assert!(matches!(start(&[address]), Err(NetError::AddressInUse { .. })));
+}
+
+#[test]
 fn addresses_of_other_machines_and_other_transports_are_refused() {
     assert!(matches!(start(&["/ip4/192.0.2.1/tcp/0"]), Err(NetError::NotOurs { .. })));
     assert!(matches!(start(&["/ip4/127.0.0.1/udp/0/quic-v1"]), Err(NetError::Unsupported { .. })));
