@@ -92,11 +92,11 @@ fn experts(group: &crate::config::Experts) -> Result<crate::Experts, Error> {
     };
     let invalid = |error: skep_torch::Error| Error::Invalid(error.to_string());
     let width = usize::try_from(group.hidden_dim).expect("checked to be a width");
-    let module = skep_torch::ModuleSpec::named(&group.expert_cls, width).map_err(invalid)?;
-    let mut optimizer = skep_torch::OptimizerSpec::named(&group.optimizer).map_err(invalid)?;
-    if let Some(rate) = group.learning_rate {
-        optimizer = optimizer.learning_rate(rate);
+    let mut module = skep_torch::ModuleSpec::named(&group.expert_cls, width).map_err(invalid)?;
+    if let Some(dropout) = group.dropout {
+        module = module.dropout(dropout).map_err(invalid)?;
     }
+    let mut optimizer = optimizer(group).map_err(invalid)?;
     if let Some(norm) = group.clip_grad_norm {
         optimizer = optimizer.clip_grad_norm(norm);
     }
@@ -110,6 +110,35 @@ fn experts(group: &crate::config::Experts) -> Result<crate::Experts, Error> {
         Some(seed) => experts.seed(seed),
         None => experts,
     })
+}
+
+#[cfg(feature = "torch")]
+fn optimizer(group: &crate::config::Experts) -> Result<skep_torch::OptimizerSpec, skep_torch::Error> {
+    use skep_torch::Rule;
+
+    let mut optimizer = skep_torch::OptimizerSpec::named(&group.optimizer)?;
+    if let Some(rate) = group.learning_rate {
+        optimizer = optimizer.learning_rate(rate);
+    }
+    match &mut optimizer.rule {
+        Rule::None => {}
+        Rule::Sgd(rule) => {
+            rule.momentum = group.momentum.unwrap_or(rule.momentum);
+            rule.nesterov = group.nesterov.unwrap_or(rule.nesterov);
+            rule.weight_decay = group.weight_decay.unwrap_or(rule.weight_decay);
+        }
+        Rule::Adam(rule) => {
+            rule.betas = group.betas.unwrap_or(rule.betas);
+            rule.eps = group.eps.unwrap_or(rule.eps);
+            rule.weight_decay = group.weight_decay.unwrap_or(rule.weight_decay);
+        }
+        Rule::AdamW(rule) => {
+            rule.betas = group.betas.unwrap_or(rule.betas);
+            rule.eps = group.eps.unwrap_or(rule.eps);
+            rule.weight_decay = group.weight_decay.unwrap_or(rule.weight_decay);
+        }
+    }
+    Ok(optimizer)
 }
 
 /// Runs a node until a signal: prints its addresses on stdout once it is ready, ends it in order.

@@ -93,6 +93,10 @@ pub struct ExpertFlags {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     hidden_dim: Option<i64>,
+    /// Dropout probability of a transformer [default: 0.1]
+    #[arg(long, value_name = "P")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dropout: Option<f64>,
     /// Where it computes: cpu, cuda, cuda:0 [default: cpu]
     #[arg(long, value_name = "DEVICE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,6 +109,18 @@ pub struct ExpertFlags {
     #[arg(long, value_name = "RATE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     learning_rate: Option<f64>,
+    /// Share of the last direction that sgd keeps [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    momentum: Option<f64>,
+    /// What adam and adamw add to the root of the second moment [default: 1e-8]
+    #[arg(long, value_name = "EPS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    eps: Option<f64>,
+    /// Decay of the weights [default: 0, with adamw 0.01]
+    #[arg(long, value_name = "RATE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight_decay: Option<f64>,
     /// none, linear [default: none]
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -125,10 +125,22 @@ pub struct Experts {
     pub expert_cls: String,
     /// Width of the module's input.
     pub hidden_dim: i64,
+    /// Dropout probability of a transformer; by default 0.1.
+    pub dropout: Option<f64>,
     /// `sgd`, `adam`, `adamw` or `none`.
     pub optimizer: String,
     /// By default 0.01 for sgd and 0.001 for the others.
     pub learning_rate: Option<f64>,
+    /// Share of the last direction that sgd keeps; by default 0.
+    pub momentum: Option<f64>,
+    /// Whether sgd's momentum is Nesterov's; by default not.
+    pub nesterov: Option<bool>,
+    /// Decay of adam's and adamw's moments; by default 0.9 and 0.999.
+    pub betas: Option<(f64, f64)>,
+    /// What adam and adamw add to the root of the second moment; by default 1e-8.
+    pub eps: Option<f64>,
+    /// Decay of the weights; by default 0, with adamw 0.01.
+    pub weight_decay: Option<f64>,
     /// `none` or `linear`.
     pub scheduler: String,
     /// Steps of linear warm-up.
@@ -154,8 +166,14 @@ impl Default for Experts {
             num_experts: None,
             expert_cls: "ffn".to_owned(),
             hidden_dim: 1024,
+            dropout: None,
             optimizer: "sgd".to_owned(),
             learning_rate: None,
+            momentum: None,
+            nesterov: None,
+            betas: None,
+            eps: None,
+            weight_decay: None,
             scheduler: "none".to_owned(),
             num_warmup_steps: 0,
             num_training_steps: None,

@@ -169,11 +169,54 @@ fn group(path: &str, experts: &Experts) -> Result<(), Bad> {
             "give num_training_steps, or scheduler = \"none\"",
         );
     }
+    if let Some(dropout) = experts.dropout {
+        if experts.expert_cls != "transformer" {
+            return bad(at("dropout"), format!("{} has no dropout to set", experts.expert_cls), "leave it out");
+        }
+        if !(0.0..1.0).contains(&dropout) {
+            return bad(at("dropout"), format!("{dropout} is no probability below 1"), "give 0 to switch it off");
+        }
+    }
+    optimizer(path, experts)?;
     let rates = [("learning_rate", experts.learning_rate), ("clip_grad_norm", experts.clip_grad_norm)];
     for (key, value) in rates {
         if value.is_some_and(|v| !(v > 0.0 && v.is_finite())) {
             return bad(at(key), "must be a number above 0", "leave the key out to use its default");
         }
+    }
+    Ok(())
+}
+
+/// The numbers of an optimizer: each belongs to some, and has a range.
+fn optimizer(path: &str, experts: &Experts) -> Result<(), Bad> {
+    const MOMENTS: &[&str] = &["adam", "adamw"];
+    let within = |value: Option<f64>, below: f64| value.is_none_or(|value| (0.0..below).contains(&value));
+    let betas = experts.betas.is_none_or(|(first, second)| within(Some(first), 1.0) && within(Some(second), 1.0));
+    let numbers = [
+        ("momentum", experts.momentum.is_some(), within(experts.momentum, 1.0), &["sgd"][..], "0 to below 1"),
+        ("nesterov", experts.nesterov.is_some(), true, &["sgd"], "true or false"),
+        ("betas", experts.betas.is_some(), betas, MOMENTS, "two numbers from 0 to below 1"),
+        ("eps", experts.eps.is_some(), within(experts.eps, f64::INFINITY), MOMENTS, "a number of at least 0"),
+        (
+            "weight_decay",
+            experts.weight_decay.is_some(),
+            within(experts.weight_decay, f64::INFINITY),
+            &["sgd", "adam", "adamw"],
+            "a number of at least 0",
+        ),
+    ];
+    for (key, given, in_range, owners, range) in numbers {
+        let path = format!("{path}.{key}");
+        if given && !owners.contains(&experts.optimizer.as_str()) {
+            let text = format!("{} has no {key}", experts.optimizer);
+            return bad(path, text, format!("leave it out, or use optimizer = \"{}\"", owners[0]));
+        }
+        if !in_range {
+            return bad(path, "is out of range", format!("give {range}"));
+        }
+    }
+    if experts.nesterov == Some(true) && experts.momentum.unwrap_or(0.0) == 0.0 {
+        return bad(format!("{path}.nesterov"), "Nesterov's momentum needs a momentum", "give momentum = 0.9");
     }
     Ok(())
 }

@@ -10,11 +10,14 @@ import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import hivemind
 import torch
+from hivemind.proto.runtime_pb2 import CompressionType
 
-OPTIMIZERS = {"sgd": partial(torch.optim.SGD, lr=0.01), "adam": torch.optim.Adam, "none": None}
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+RATES = {"sgd": 0.01, "adam": 0.001}
 
 
 def main():
@@ -28,11 +31,18 @@ def main():
     parser.add_argument("--num_experts", type=int)
     parser.add_argument("--expert_pattern")
     parser.add_argument("--expert_uids", nargs="*")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
+    parser.add_argument("--optimizer", choices=(*OPTIMIZERS, "none"), default="sgd")
+    parser.add_argument("--learning_rate", type=float)
+    parser.add_argument("--eps", type=float)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--compression", default="NONE")
+    parser.add_argument("--clip_grad_norm", type=float)
+    parser.add_argument("--checkpoint_dir", type=Path)
+    parser.add_argument("--max_batch_size", type=int, default=4096)
     parser.add_argument("--update_period", type=float, default=30)
     parser.add_argument("--expiration", type=float)
     options = vars(parser.parse_args())
-    command, optimizer = options.pop("command"), options.pop("optimizer")
+    command, optimizer, dropout = options.pop("command"), optimizer_of(options), options.pop("dropout")
 
     stop = threading.Event()
     if command == "dht":
@@ -41,7 +51,11 @@ def main():
         )
         shutdown = dht.shutdown
     else:
-        server = hivemind.Server.create(**options, optim_cls=OPTIMIZERS[optimizer], num_handlers=2, start=True)
+        options["compression"] = CompressionType.Value(options["compression"])
+        server = hivemind.Server.create(**options, optim_cls=optimizer, num_handlers=2, start=False)
+        for backend in server.module_backends.values():
+            set_dropout(backend.module, dropout)
+        server.run_in_background(await_ready=True)
         dht, shutdown = server.dht, server.shutdown
         wait_announced(dht, list(server.module_backends))
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -50,6 +64,22 @@ def main():
         print(address, flush=True)
     stop.wait()
     shutdown()
+
+
+def optimizer_of(options):
+    name, rate, eps = (options.pop(key) for key in ("optimizer", "learning_rate", "eps"))
+    if name == "none":
+        return None
+    settings = {"lr": RATES[name] if rate is None else rate, **({} if eps is None else {"eps": eps})}
+    return partial(OPTIMIZERS[name], **settings)
+
+
+def set_dropout(module, probability):
+    for part in module.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = probability
+        elif isinstance(part, torch.nn.MultiheadAttention):
+            part.dropout = probability
 
 
 def wait_announced(dht, uids):

@@ -52,6 +52,8 @@ pub enum ModuleSpec {
     Transformer {
         /// Width of inputs and outputs, a multiple of 16.
         hidden_dim: usize,
+        /// Probability with which its dropouts drop.
+        dropout: f64,
     },
     /// See [`Nop`].
     Nop {
@@ -78,7 +80,7 @@ impl ModuleSpec {
     pub fn named(class: &str, hidden_dim: usize) -> Result<Self, Error> {
         Ok(match class {
             "ffn" => ModuleSpec::Ffn { hidden_dim },
-            "transformer" => ModuleSpec::Transformer { hidden_dim },
+            "transformer" => Transformer::hidden(hidden_dim),
             "nop" => ModuleSpec::Nop { hidden_dim },
             "nop_delay" => ModuleSpec::NopDelay { hidden_dim },
             "det_dropout" => ModuleSpec::DetDropout { hidden_dim },
@@ -87,6 +89,21 @@ impl ModuleSpec {
                 return Err(Error::Config(format!("no expert class is called {class:?}; known: {known}")));
             }
         })
+    }
+
+    /// Replaces the dropout probability of a class that drops at random.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for another class, and for what is no probability below 1.
+    pub fn dropout(mut self, probability: f64) -> Result<Self, Error> {
+        match &mut self {
+            ModuleSpec::Transformer { dropout, .. } if (0.0..1.0).contains(&probability) => *dropout = probability,
+            ModuleSpec::Transformer { .. } => {
+                return Err(Error::Config(format!("dropout {probability} is no probability below 1")));
+            }
+            other => return Err(Error::Config(format!("{} has no dropout to set", other.class()))),
+        }
+        Ok(self)
     }
 
     /// The class's name.
@@ -104,7 +121,9 @@ impl ModuleSpec {
     pub fn build(&self, device: Device, seed: u64) -> Result<Box<dyn ExpertModule>, Error> {
         Ok(match *self {
             ModuleSpec::Ffn { hidden_dim } => Box::new(Ffn::new(hidden_dim, device, seed)?),
-            ModuleSpec::Transformer { hidden_dim } => Box::new(Transformer::new(hidden_dim, device, seed)?),
+            ModuleSpec::Transformer { hidden_dim, dropout } => {
+                Box::new(Transformer::new(hidden_dim, device, seed)?.dropout(dropout))
+            }
             ModuleSpec::Nop { hidden_dim } => Box::new(Nop::new(hidden_dim, device)?),
             ModuleSpec::NopDelay { hidden_dim } => Box::new(Nop::new_delayed(hidden_dim, device)?),
             ModuleSpec::DetDropout { hidden_dim } => Box::new(DetDropout::new(hidden_dim, device, seed)?),

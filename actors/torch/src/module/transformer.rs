@@ -23,10 +23,13 @@ pub struct Transformer {
     norms: [Norm; 2],
 }
 
+/// hivemind's probability.
+const DROPOUT: f64 = 0.1;
+
 impl Transformer {
     /// The recipe of a `transformer` of this width.
     pub fn hidden(hidden_dim: usize) -> ModuleSpec {
-        ModuleSpec::Transformer { hidden_dim }
+        ModuleSpec::Transformer { hidden_dim, dropout: DROPOUT }
     }
 
     /// A fresh one; `hidden_dim` is a multiple of 16.
@@ -43,7 +46,7 @@ impl Transformer {
         project.bias = init.constant(0.0, &[h])?;
         Ok(Self {
             hidden_dim,
-            dropout: 0.1,
+            dropout: DROPOUT,
             attend,
             project,
             up: init.linear(hidden_dim, 4 * hidden_dim)?,
