@@ -88,7 +88,7 @@ pub(crate) fn split(results: &[HostTensor], rows: &[Rows]) -> Result<Vec<Vec<Hos
 mod tests {
     use std::sync::Arc;
 
-    use skep_kernel::{Deadline, Moment, Reply};
+    use skep_kernel::{Deadline, Moment, Reply, panics::Contained};
     use skep_wire::{DType, ExpertInfo, TensorDescriptor};
 
     use super::*;
@@ -106,8 +106,8 @@ mod tests {
             reply: Reply::channel().0,
             wanted: None,
             ticket: Arc::new(InFlight::default()).enter(),
-            inputs,
-            grad_outputs,
+            inputs: Contained::new(inputs),
+            grad_outputs: Contained::new(grad_outputs),
         }
     }
 
@@ -119,7 +119,7 @@ mod tests {
         let rows: Vec<Rows> = tasks.iter().map(|t| t.rows).collect();
         let parts = split(&batch.inputs, &rows).unwrap();
         for (part, task) in parts.iter().zip(&tasks) {
-            assert_eq!(part, &task.inputs);
+            assert_eq!(part, &*task.inputs);
         }
     }
 

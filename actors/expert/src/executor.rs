@@ -5,7 +5,6 @@ mod queue;
 mod run;
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -13,12 +12,13 @@ use std::{
     thread,
 };
 
-use skep_kernel::{Deadline, Elapsed, Moment, Parking, SharedClock, ask::mark_runtime_thread, time::before};
+use skep_kernel::{
+    Deadline, Elapsed, Moment, Parking, SharedClock, ask::mark_runtime_thread, panics::contain, time::before,
+};
 use tokio::sync::oneshot;
 use tracing::{debug, error};
 
 pub use inline::Cost;
-pub(crate) use run::panic_text;
 
 use crate::{
     expert::Expert,
@@ -137,8 +137,7 @@ fn serve(queue: &ReadyQueue, clock: &SharedClock, ticket: Ticket) {
         match queue.wait(&**clock) {
             Work::Expert(expert) => {
                 if let Some(errand) = begin(queue, &expert, clock.now()) {
-                    errand.run(&expert);
-                    finish(queue, expert);
+                    run_errand(queue, expert, errand);
                 }
             }
             Work::Job(job) => run_job(job),
@@ -151,9 +150,17 @@ fn serve(queue: &ReadyQueue, clock: &SharedClock, ticket: Ticket) {
 }
 
 fn run_job(job: queue::Job) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(job)) {
-        error!(panic = panic_text(&*panic), "a job on an executor panicked");
+    if let Err(panic) = contain(job) {
+        error!(panic, "a job on an executor panicked");
     }
+}
+
+/// Runs what an expert needs and lets it go. Whatever panics on the way costs that expert and not the executor.
+fn run_errand(queue: &ReadyQueue, expert: Arc<Expert>, errand: Errand) {
+    if let Err(panic) = contain(|| errand.run(&expert)) {
+        run::poison(&expert, format!("panicked beside its batches: {panic}"));
+    }
+    finish(queue, expert);
 }
 
 /// The owner's first half of a turn: what to run. `None`: the expert was parked or let go.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use serde::Serialize;
-use skep_kernel::{BatchMailbox, Moment, ReadyToken, Rows};
+use skep_kernel::{BatchMailbox, Moment, ReadyToken, Rows, panics::Contained};
 use skep_rpc::ServeError;
 use skep_wire::{ExpertInfo, ExpertUid};
 use tokio::sync::{Notify, watch};
@@ -27,10 +27,10 @@ pub(crate) type Control = Box<dyn FnOnce(&mut Slot) + Send>;
 /// Control work that may wait for one expert.
 const MAX_CONTROLS: usize = 16;
 
-/// A backend and what makes a new one.
+/// A backend and what makes a new one. Both are foreign code, dropped on whatever thread lets the expert go.
 pub(crate) struct Slot {
-    pub backend: Box<dyn Backend>,
-    pub factory: BackendFactory,
+    pub backend: Contained<Box<dyn Backend>>,
+    pub factory: Contained<BackendFactory>,
 }
 
 /// How an expert batches; from the server's configuration.

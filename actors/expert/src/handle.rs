@@ -3,7 +3,7 @@
 use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
 use serde::Serialize;
-use skep_kernel::{Deadline, Full, Key, PushError, Reply, time::before};
+use skep_kernel::{Deadline, Full, Key, PushError, Reply, panics::Contained, time::before};
 use skep_rpc::{ServeError, ServerLoad};
 use skep_wire::{ExpertInfo, ExpertUid, HostTensor};
 use tokio::sync::{Notify, oneshot, watch};
@@ -11,7 +11,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use crate::{
     BackendError, ExpertInbox, ExpertState, Kind, Snapshot, TaskResult,
     batch::key,
-    executor::{ExecutorGroup, panic_text},
+    executor::ExecutorGroup,
     expert::{Expert, Slot},
     task::{Task, Verdict, Wanted},
 };
@@ -188,10 +188,10 @@ impl ExpertHandle {
         let rows = self.expert.schema.check_request(kind, &tensors, self.expert.checks())?;
         let key = key(&tensors);
         let bytes = tensors.iter().map(|tensor| tensor.data().len()).sum();
-        let grad_outputs = tensors.split_off(self.expert.schema.inputs.len());
+        let grad_outputs = Contained::new(tensors.split_off(self.expert.schema.inputs.len()));
         let (reply, verdict) = Reply::channel();
         let ticket = self.expert.in_flight.enter();
-        let task = Task { inputs: tensors, grad_outputs, rows, deadline, reply, wanted, ticket };
+        let task = Task { inputs: Contained::new(tensors), grad_outputs, rows, deadline, reply, wanted, ticket };
         let accepted = Accepted { verdict, deadline, executors: self.executors.clone() };
         Ok((Order { task, key, bytes }, accepted))
     }
@@ -221,7 +221,7 @@ impl ExpertHandle {
                 return Err(BackendError::Invalid("the new backend has another schema".to_owned()));
             }
             fresh.load(&snapshot)?;
-            slot.backend = fresh;
+            slot.backend = Contained::new(fresh);
             expert.set_state(ExpertState::Serving);
             Ok(())
         };
@@ -294,7 +294,7 @@ fn overloaded<T>(full: &Full<T>) -> ServeError {
 
 /// Builds an expert on the executors.
 pub(crate) mod build {
-    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use skep_kernel::panics::contain;
 
     use super::*;
     use crate::{BackendFactory, ServerConfig};
@@ -307,16 +307,15 @@ pub(crate) mod build {
         config: &ServerConfig,
         changed: Arc<Notify>,
     ) -> Result<ExpertHandle, BackendError> {
+        let panicked = |panic: String| BackendError::Failed(format!("building panicked: {panic}"));
         let make = move || {
-            let made = catch_unwind(AssertUnwindSafe(&mut factory));
-            let backend = made.unwrap_or_else(|panic| {
-                Err(BackendError::Failed(format!("building panicked: {}", panic_text(&*panic))))
-            })?;
-            Ok(Slot { backend, factory })
+            let backend = contain(&mut factory).map_err(panicked)??;
+            Ok(Slot { backend: Contained::new(backend), factory: Contained::new(factory) })
         };
         let gone = || BackendError::Failed("the executors are stopped or overloaded".to_owned());
         let slot = executors.run(make).map_err(|_| gone())?.await.map_err(|_| gone())??;
-        let expert = Expert::new(executors.next_id(), uid, slot, config, changed)?;
+        let describe = || Expert::new(executors.next_id(), uid, slot, config, changed);
+        let expert = contain(describe).map_err(panicked)??;
         Ok(ExpertHandle::new(Arc::new(expert), executors.clone()))
     }
 }

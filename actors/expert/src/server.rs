@@ -8,19 +8,18 @@ mod status;
 
 use std::{
     collections::BTreeSet,
-    panic::AssertUnwindSafe,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use actix::Actor;
-use futures::FutureExt;
 use rand::RngCore;
 use skep_dht::{Announcer, Dht};
 use skep_kernel::{
     ChildSpec, Deadline, Guardian, GuardianHandle, GuardianSpec, Intensity, Restart, Seed, SharedClock, Spawner,
     Started, Strategy,
     guardian::{Escalation, SuperviseError},
+    panics::contain_future,
     time::before,
 };
 use skep_rpc::Router;
@@ -32,9 +31,7 @@ pub use placement::{ExpertPattern, PlacementError, choose_uids};
 pub use status::{ServerError, ServerStatus};
 
 use crate::{
-    BackendFactory, Cost, ExpertActor, ExpertHandle, ServerConfig,
-    executor::{ExecutorGroup, panic_text},
-    handle::build::build,
+    BackendFactory, Cost, ExpertActor, ExpertHandle, ServerConfig, executor::ExecutorGroup, handle::build::build,
     task::InFlight,
 };
 use directory::Directory;
@@ -221,12 +218,12 @@ impl Shared {
     /// The server's task: builds, serves, announces until it stops.
     async fn live(self: Arc<Self>, experts: Vec<HostedExpert>) {
         let mut phase = self.phase.subscribe();
-        let work = AssertUnwindSafe(self.host(experts)).catch_unwind();
+        let work = contain_future(self.host(experts));
         tokio::select! {
             biased;
             _ = phase.wait_for(|phase| matches!(phase, Phase::Stopping | Phase::Stopped)) => {}
             outcome = work => {
-                let outcome = outcome.unwrap_or_else(|panic| Err(ServerError::Panicked(panic_text(&*panic))));
+                let outcome = outcome.unwrap_or_else(|panic| Err(ServerError::Panicked(panic)));
                 if let Err(error) = outcome {
                     error!(%error, "server failed");
                     self.enter(Phase::Failed(error));

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use skep_kernel::{Deadline, Moment, Reply, Rows};
+use skep_kernel::{Deadline, Moment, Reply, Rows, panics::Contained};
 use skep_rpc::ServeError;
 use skep_wire::HostTensor;
 use tokio::sync::Notify;
@@ -35,9 +35,10 @@ pub(crate) type Wanted = Box<dyn Fn() -> bool + Send>;
 
 /// A request whose tensors fit the expert's schema, waiting for or in a batch.
 pub(crate) struct Task {
-    pub inputs: Vec<HostTensor>,
+    /// Tensors may borrow from whoever sent them, and so be dropped by foreign code.
+    pub inputs: Contained<Vec<HostTensor>>,
     /// Empty for forward.
-    pub grad_outputs: Vec<HostTensor>,
+    pub grad_outputs: Contained<Vec<HostTensor>>,
     pub rows: Rows,
     pub deadline: Deadline,
     pub reply: Reply<Verdict>,

@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::*;
-use skep_expert::{Kind, Server, ServerConfig, ServerParts};
+use skep_expert::{HostedExpert, Kind, Server, ServerConfig, ServerParts, Snapshot};
 use skep_kernel::{Deadline, SharedClock, Spawner, TokioClock};
 use skep_rpc::{Router, ServeError};
 
@@ -60,6 +60,38 @@ fn a_panicking_expert_does_not_take_its_thread_along() {
         for _ in 0..10 {
             let bad = expert(&server, "e.0").submit(Kind::Forward, vec![rows(1, 2, 0.0)], soon(60)).unwrap();
             assert_eq!(bad.answer().await, Err(ServeError::Internal("forward panicked: boom".to_owned())));
+            let good = expert(&server, "e.1").submit(Kind::Forward, vec![rows(1, 2, 0.0)], soon(60)).unwrap();
+            good.answer().await.unwrap();
+        }
+        server.stop(soon(60)).await.unwrap();
+    });
+}
+
+#[test]
+fn a_backend_that_panics_when_dropped_does_not_take_its_thread_along() {
+    struct Fragile;
+    impl Drop for Fragile {
+        fn drop(&mut self) {
+            panic!("told to");
+        }
+    }
+    run(|parts, clock| async move {
+        let soon = |n| Deadline::after(clock.now(), Duration::from_secs(n));
+        let parts = ServerParts { config: ServerConfig { executors: 1, ..parts.config }, ..parts };
+        let factory = || {
+            let fragile = Fragile;
+            let backend = Closures::echo().on_forward(move |batch| {
+                let _held = &fragile;
+                Ok(batch.inputs.clone())
+            });
+            Ok(Box::new(backend) as Box<dyn skep_expert::Backend>)
+        };
+        let bad = HostedExpert { uid: "e.0".parse().unwrap(), factory: Box::new(factory) };
+        let server = Server::new(parts, vec![bad, Closures::echo().hosted("e.1")]).unwrap();
+        server.ready(soon(60)).await.unwrap();
+        for step in 0..3 {
+            let empty = Snapshot { step, tensors: vec![] };
+            expert(&server, "e.0").reload(empty, soon(60)).await.unwrap();
             let good = expert(&server, "e.1").submit(Kind::Forward, vec![rows(1, 2, 0.0)], soon(60)).unwrap();
             good.answer().await.unwrap();
         }

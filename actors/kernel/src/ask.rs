@@ -5,7 +5,10 @@ use std::{cell::Cell, sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
-use crate::time::{Clock, Deadline, SharedClock, before};
+use crate::{
+    panics::drop_contained,
+    time::{Clock, Deadline, SharedClock, before},
+};
 
 /// Why a question got no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,9 +35,9 @@ pub enum AskError {
 pub struct Reply<R>(oneshot::Sender<R>);
 
 impl<R> Reply<R> {
-    /// Answers; an asker who has left is no error.
+    /// Answers; an asker who has left is no error: then the answer is dropped, and if that panics, it stays here.
     pub fn send(self, answer: R) {
-        let _asker_left = self.0.send(answer);
+        drop_contained(self.0.send(answer));
     }
 
     /// Whether nobody waits for the answer any more.

@@ -6,6 +6,7 @@
 pub mod ask;
 pub mod guardian;
 pub mod mailbox;
+pub mod panics;
 pub mod pump;
 pub mod random;
 pub mod restart;

@@ -16,7 +16,10 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use crate::time::{Clock, Deadline, Moment, before};
+use crate::{
+    panics::drop_contained,
+    time::{Clock, Deadline, Moment, before},
+};
 
 /// A number of batch rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -188,7 +191,8 @@ impl<T> BatchMailbox<T> {
         let waiters = mem::take(&mut line.waiters);
         drop(line);
         for waiter in waiters.into_values() {
-            let _left_meanwhile = waiter.enter.send(Err(Closed(waiter.entry.item)));
+            // The item of one who left meanwhile is dropped here, before the others are told.
+            drop_contained(waiter.enter.send(Err(Closed(waiter.entry.item))));
         }
         in_line
     }

@@ -198,6 +198,27 @@ fn a_child_is_started_again_after_any_kind_of_panic() {
 }
 
 #[test]
+fn a_panic_anywhere_leaves_the_neighbours_alone() {
+    for order in [Order::Panic, Order::PanicWhenStopped, Order::PanicWhenDropped] {
+        system(async move {
+            let (clock, diary) = (clock(), Arc::default());
+            let guardian = guardian(Strategy::OneForOne, &clock);
+            let (guilty, neighbour) = (post("guilty", &diary), post("neighbour", &diary));
+            hire(&guardian, &guilty, Restart::Transient).await;
+            hire(&guardian, &neighbour, Restart::Transient).await;
+            guilty.tell(order);
+            neighbour.tell(Order::Note(1));
+            let status = until(&guardian, |status| status.children[0].restarts == 1).await;
+            neighbour.tell(Order::Note(2));
+            settle().await;
+            assert_eq!((status.children[1].restarts, status.children[1].state), (0, ChildState::Running));
+            let its_life: Vec<String> = entries(&diary).into_iter().filter(|e| e.starts_with("neighbour")).collect();
+            assert_eq!(its_life, ["neighbour starts", "neighbour 1", "neighbour 2"]);
+        });
+    }
+}
+
+#[test]
 fn a_panic_loses_the_message_at_hand_and_no_other() {
     system(async {
         let (clock, diary) = (clock(), Arc::default());

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::join_all, poll};
-use skep_kernel::{BatchMailbox, Capacity, Clock, Deadline, Key, PushError, Rows, TokioClock};
+use skep_kernel::{BatchMailbox, Capacity, Clock, Deadline, Key, PushError, Rows, TokioClock, panics::contain};
 use tokio::{pin, task::JoinSet};
 
 const ALL: fn(&u32) -> bool = |_| true;
@@ -139,4 +139,40 @@ async fn no_item_and_no_wake_up_is_lost_between_threads() {
     seen.sort_unstable();
     assert_eq!(seen, (0..1600).collect::<Vec<_>>());
     assert!(mailbox.is_empty());
+}
+
+#[test]
+fn a_question_that_panics_leaves_the_line_as_it_was() {
+    let (mailbox, clock) = (mailbox(9), TokioClock::system());
+    for item in 0..3 {
+        mailbox.try_push(clock.now(), item, Rows(1), 1, Key(u64::from(item % 2))).unwrap();
+    }
+    let asked = contain(|| mailbox.take(Rows(9), |item| if *item == 1 { panic!("told to") } else { true }));
+    assert!(asked.is_err());
+    assert_eq!(mailbox.waiting(), Rows(3));
+    assert_eq!(mailbox.take(Rows(9), ALL).batch, [0, 2]);
+    assert_eq!(mailbox.take(Rows(9), ALL).batch, [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_item_that_panics_when_dropped_does_not_keep_the_others_from_their_end() {
+    #[derive(Debug)]
+    struct Fragile(bool);
+    impl Drop for Fragile {
+        fn drop(&mut self) {
+            assert!(!self.0, "told to");
+        }
+    }
+    let (mailbox, clock) = (BatchMailbox::new(Capacity { rows: Rows(1), bytes: 9 }), TokioClock::system());
+    let push = |item| {
+        let deadline = Deadline::after(clock.now(), Duration::from_secs(10));
+        mailbox.push_when_room(&clock, deadline, item, Rows(1), 0, Key(0))
+    };
+    push(Fragile(false)).await.unwrap();
+    let (mut first, second) = (Box::pin(push(Fragile(true))), push(Fragile(false)));
+    pin!(second);
+    assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
+    assert!(contain(|| drop(first)).is_err(), "who leaves drops its item");
+    assert_eq!(mailbox.close().len(), 1);
+    assert!(matches!(second.await, Err(PushError::Closed(_))));
 }

@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use skep_kernel::{Rows, SharedClock, Spawner};
 
 use super::{
-    ExecutorGroup, begin, finish,
+    ExecutorGroup, begin,
     queue::{ReadyQueue, Work},
-    run_job,
+    run_errand, run_job,
 };
 use crate::{Kind, task::Ticket};
 
@@ -36,8 +36,7 @@ async fn serve(queue: Arc<ReadyQueue>, clock: SharedClock, cost: Cost, ticket: T
                         let done_at = clock.now() + cost(kind, errand.rows());
                         clock.sleep_until(done_at).await;
                     }
-                    errand.run(&expert);
-                    finish(&queue, expert);
+                    run_errand(&queue, expert, errand);
                 }
             }
             Work::Job(job) => run_job(job),

@@ -1,12 +1,8 @@
 //! What the owner of an expert does with it: picks the next batch, runs it, answers. No threads, no clock.
 
-use std::{
-    any::Any,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::atomic::Ordering,
-};
+use std::sync::atomic::Ordering;
 
-use skep_kernel::{BatchMailbox, Moment, Rows};
+use skep_kernel::{BatchMailbox, Moment, Rows, panics::contain};
 use skep_rpc::ServeError;
 use skep_wire::HostTensor;
 use tracing::{debug, error};
@@ -105,11 +101,10 @@ impl Errand {
         match self {
             Errand::Control(control) => {
                 let mut slot = expert.slot();
-                let done = catch_unwind(AssertUnwindSafe(|| control(&mut slot)));
-                expert.counters.steps.store(slot.backend.steps(), Ordering::Relaxed);
-                if let Err(panic) = done {
-                    poison(expert, format!("panicked while it was saved or loaded: {}", panic_text(&*panic)));
+                if let Err(panic) = contain(|| control(&mut slot)) {
+                    poison(expert, format!("panicked while it was saved or loaded: {panic}"));
                 }
+                count_steps(expert, &slot);
             }
             Errand::Batch { kind, tasks } => run_batch(expert, kind, tasks),
         }
@@ -157,7 +152,14 @@ fn run_batch(expert: &Expert, kind: Kind, tasks: Vec<Task>) {
         }
         Err(failure) => failure.answer(expert, tasks),
     }
-    expert.counters.steps.store(slot.backend.steps(), Ordering::Relaxed);
+    count_steps(expert, &slot);
+}
+
+fn count_steps(expert: &Expert, slot: &Slot) {
+    match contain(|| slot.backend.steps()) {
+        Ok(steps) => expert.counters.steps.store(steps, Ordering::Relaxed),
+        Err(panic) => poison(expert, format!("panicked when its steps were counted: {panic}")),
+    }
 }
 
 /// Runs one task of a batch that failed as a whole.
@@ -198,8 +200,17 @@ impl Failure {
     }
 }
 
-/// Runs tasks as one batch; the results by task.
+/// Runs tasks as one batch; the results by task. Panics end here, also of what the backend leaves to be dropped.
 fn attempt(expert: &Expert, slot: &mut Slot, kind: Kind, tasks: &[Task]) -> Result<Vec<Vec<HostTensor>>, Failure> {
+    let tried = contain(|| try_batch(expert, slot, kind, tasks));
+    tried.unwrap_or_else(|panic| match kind {
+        // Forward changes no parameter, so nothing can be half done.
+        Kind::Forward => Err(Failure::BeforeStep(ServeError::Internal(format!("forward panicked: {panic}")))),
+        Kind::Backward => Err(Failure::Torn(format!("backward panicked: {panic}"))),
+    })
+}
+
+fn try_batch(expert: &Expert, slot: &mut Slot, kind: Kind, tasks: &[Task]) -> Result<Vec<Vec<HostTensor>>, Failure> {
     let batch = join(tasks).map_err(|error| Failure::BeforeStep(ServeError::Invalid(error.to_string())))?;
     Counters::add(&expert.counters.batches, 1);
     Counters::add(&expert.counters.rows, batch.rows.0 as usize);
@@ -215,34 +226,19 @@ fn attempt(expert: &Expert, slot: &mut Slot, kind: Kind, tasks: &[Task]) -> Resu
 
 fn call_backend(slot: &mut Slot, kind: Kind, batch: &Batch) -> Result<Vec<HostTensor>, Failure> {
     let backend = &mut slot.backend;
-    let called = catch_unwind(AssertUnwindSafe(|| match kind {
+    let called = match kind {
         Kind::Forward => backend.forward(batch),
         Kind::Backward => backend.backward(batch),
-    }));
-    match called {
-        Ok(Ok(results)) => Ok(results),
-        Ok(Err(BackendError::Invalid(text))) => Err(Failure::BeforeStep(ServeError::Invalid(text))),
-        Ok(Err(BackendError::Failed(text))) => Err(Failure::BeforeStep(ServeError::Internal(text))),
-        Ok(Err(torn @ BackendError::Torn(_))) => Err(Failure::Torn(torn.to_string())),
-        Err(panic) => {
-            let text = panic_text(&*panic);
-            match kind {
-                // Forward changes no parameter, so nothing can be half done.
-                Kind::Forward => Err(Failure::BeforeStep(ServeError::Internal(format!("forward panicked: {text}")))),
-                Kind::Backward => Err(Failure::Torn(format!("backward panicked: {text}"))),
-            }
-        }
-    }
+    };
+    called.map_err(|error| match error {
+        BackendError::Invalid(text) => Failure::BeforeStep(ServeError::Invalid(text)),
+        BackendError::Failed(text) => Failure::BeforeStep(ServeError::Internal(text)),
+        torn @ BackendError::Torn(_) => Failure::Torn(torn.to_string()),
+    })
 }
 
 /// Takes the expert out of service; what is in line is answered when its owner looks again.
-fn poison(expert: &Expert, reason: String) {
+pub(crate) fn poison(expert: &Expert, reason: String) {
     error!(uid = %expert.uid, reason, "expert is poisoned and withdrawn");
     expert.set_state(ExpertState::Poisoned { reason });
-}
-
-/// The message of a panic, for logs and error texts.
-pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }

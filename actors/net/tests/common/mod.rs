@@ -160,14 +160,14 @@ pub fn buffers(body: &Body) -> Vec<Bytes> {
     }
 }
 
-/// Waits until a condition holds, for at most ten seconds.
+/// Waits until a condition holds, for at most a minute.
 pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
-    for _ in 0..1000 {
+    for _ in 0..6000 {
         if condition() {
             return;
         }
         let clock = clock();
         clock.sleep_until(clock.now() + Duration::from_millis(10)).await;
     }
-    panic!("{what}: not within ten seconds");
+    panic!("{what}: not within a minute");
 }
