@@ -25,7 +25,7 @@ demo: setup ## Train a digit classifier through a hive of servers, one of which 
 	cargo build --workspace --bins --examples
 	scripts/demo
 
-interop: setup ## Test against real hivemind (635 MB of Python packages, once)
+interop: setup ## Test against real hivemind (711 MB of Python packages, once)
 	cargo build --workspace --bins --examples
 	tests/interop/run
 

@@ -23,7 +23,7 @@ PYTHONS = (
     (3, 11),
     (3, 13),
 )  # what the locked versions have wheels for; from 3.14 on processes are not forked, which hivemind relies on
-DOWNLOAD_MB = 635
+DOWNLOAD_MB = 711
 NEEDED_MB = 4000
 # First match wins, so a longer prefix comes before a shorter one.
 STUBS = {

@@ -37,6 +37,10 @@ impl Backend for Compressed {
         &self.info
     }
 
+    fn free_dimensions(&self) -> &[usize] {
+        self.inner.free_dimensions()
+    }
+
     fn class(&self) -> &str {
         self.inner.class()
     }

@@ -25,9 +25,17 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 #[serde(rename_all = "snake_case", tag = "do")]
 enum Command {
     /// One pass through layers behind each other, and back.
-    Pass { layers: Vec<Layer>, inputs: Vec<Stored>, grad: Option<Stored> },
+    Pass {
+        layers: Vec<Layer>,
+        inputs: Vec<Stored>,
+        grad: Option<Stored>,
+    },
     /// One expert asked with each input at the same time; only whether each call was answered comes back.
-    Many { expert: String, inputs: Vec<Stored> },
+    Many {
+        expert: String,
+        inputs: Vec<Stored>,
+    },
+    End,
 }
 
 #[derive(Deserialize)]
@@ -89,8 +97,10 @@ fn main() -> Result<()> {
     let runtime = Runtime::client(peers)?;
     let mut session = Session { runtime, experts: HashMap::new(), folder, written: 0 };
     for line in std::io::stdin().lock().lines() {
-        let reply = match serde_json::from_str(&line?).map_err(Into::into).and_then(|command| session.obey(command)) {
-            Ok(answer) => Reply::Done(answer),
+        let command: Command = serde_json::from_str(&line?)?;
+        let reply = match session.obey(command) {
+            Ok(Some(answer)) => Reply::Done(answer),
+            Ok(None) => break,
             Err(error) => Reply::Failed { error: chain(&*error) },
         };
         let mut stdout = std::io::stdout().lock();
@@ -114,10 +124,12 @@ fn chain(error: &dyn Error) -> String {
 }
 
 impl Session {
-    fn obey(&mut self, command: Command) -> Result<Answer> {
+    /// `None` at the end.
+    fn obey(&mut self, command: Command) -> Result<Option<Answer>> {
         match command {
-            Command::Pass { layers, inputs, grad } => self.pass(&layers, &inputs, grad.as_ref()),
-            Command::Many { expert, inputs } => self.many(&expert, &inputs),
+            Command::Pass { layers, inputs, grad } => self.pass(&layers, &inputs, grad.as_ref()).map(Some),
+            Command::Many { expert, inputs } => self.many(&expert, &inputs).map(Some),
+            Command::End => Ok(None),
         }
     }
 

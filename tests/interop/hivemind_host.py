@@ -5,6 +5,7 @@ expert and does not say when its experts can be found.
 """
 
 import argparse
+import json
 import signal
 import sys
 import threading
@@ -14,7 +15,10 @@ from pathlib import Path
 
 import hivemind
 import torch
+from hivemind.moe.server.layers import name_to_block, name_to_input
+from hivemind.moe.server.module_backend import ModuleBackend
 from hivemind.proto.runtime_pb2 import CompressionType
+from hivemind.utils.tensor_descr import BatchTensorDescriptor
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 RATES = {"sgd": 0.01, "adam": 0.001}
@@ -32,30 +36,29 @@ def main():
     parser.add_argument("--expert_pattern")
     parser.add_argument("--expert_uids", nargs="*")
     parser.add_argument("--optimizer", choices=(*OPTIMIZERS, "none"), default="sgd")
-    parser.add_argument("--learning_rate", type=float)
-    parser.add_argument("--eps", type=float)
-    parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--compression", default="NONE")
-    parser.add_argument("--clip_grad_norm", type=float)
+    parser.add_argument("--groups", type=Path, help="JSON: the sections [[experts]] of skep's configuration")
     parser.add_argument("--checkpoint_dir", type=Path)
-    parser.add_argument("--max_batch_size", type=int, default=4096)
     parser.add_argument("--update_period", type=float, default=30)
     parser.add_argument("--expiration", type=float)
     options = vars(parser.parse_args())
-    command, optimizer, dropout = options.pop("command"), optimizer_of(options), options.pop("dropout")
+    command, groups = options.pop("command"), options.pop("groups")
+    node = {key: options[key] for key in ("initial_peers", "host_maddrs", "identity_path")}
 
     stop = threading.Event()
     if command == "dht":
-        dht = hivemind.DHT(
-            start=True, **{key: options[key] for key in ("initial_peers", "host_maddrs", "identity_path")}
-        )
+        dht = hivemind.DHT(start=True, **node)
         shutdown = dht.shutdown
     else:
-        options["compression"] = CompressionType.Value(options["compression"])
-        server = hivemind.Server.create(**options, optim_cls=optimizer, num_handlers=2, start=False)
-        for backend in server.module_backends.values():
-            set_dropout(backend.module, dropout)
-        server.run_in_background(await_ready=True)
+        if groups is not None:
+            experts = {}
+            for group in json.loads(groups.read_text()):
+                experts |= backends(**group)
+            periods = {key: options[key] for key in ("update_period", "expiration", "checkpoint_dir")}
+            dht = hivemind.DHT(start=True, **node)
+            server = hivemind.Server(dht, experts, num_connection_handlers=2, device="cpu", start=True, **periods)
+        else:
+            optimizer = optimizer_of(options.pop("optimizer"))
+            server = hivemind.Server.create(**options, optim_cls=optimizer, num_handlers=2, start=True)
         dht, shutdown = server.dht, server.shutdown
         wait_announced(dht, list(server.module_backends))
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -66,12 +69,31 @@ def main():
     shutdown()
 
 
-def optimizer_of(options):
-    name, rate, eps = (options.pop(key) for key in ("optimizer", "learning_rate", "eps"))
+def backends(expert_uids, expert_cls="ffn", hidden_dim=1024, dropout=None, compression="NONE", optimizer="sgd", **numbers):
+    """Experts of one group, as `Server.create` makes them."""
+    codec = CompressionType.Value(compression)
+    sample = name_to_input[expert_cls](1, hidden_dim)
+    inputs = sample if isinstance(sample, tuple) else (sample,)
+    # As in `Server.create`, except that masks go uncompressed: hivemind's lossy codecs cannot take them.
+    schema = tuple(
+        BatchTensorDescriptor.from_tensor(each, codec if each.is_floating_point() else CompressionType.NONE)
+        for each in inputs
+    )
+    make_optimizer = optimizer_of(optimizer, **numbers)
+    made = {}
+    for uid in expert_uids:
+        module = name_to_block[expert_cls](hidden_dim)
+        if dropout is not None:
+            set_dropout(module, dropout)
+        trained_by = make_optimizer and make_optimizer(module.parameters())
+        made[uid] = ModuleBackend(uid, module, args_schema=schema, optimizer=trained_by, max_batch_size=4096)
+    return made
+
+
+def optimizer_of(name, learning_rate=None, **numbers):
     if name == "none":
         return None
-    settings = {"lr": RATES[name] if rate is None else rate, **({} if eps is None else {"eps": eps})}
-    return partial(OPTIMIZERS[name], **settings)
+    return partial(OPTIMIZERS[name], lr=RATES[name] if learning_rate is None else learning_rate, **numbers)
 
 
 def set_dropout(module, probability):

@@ -1,6 +1,7 @@
 """Starts and ends servers: skep's, or hivemind's under the same command line."""
 
 import contextlib
+import json
 import os
 import pathlib
 import queue
@@ -113,6 +114,18 @@ class Hosts:
 
     def hivemind(self, *arguments, **options):
         return self._start(HIVEMIND, arguments, options)
+
+    def groups(self, kind, groups, *arguments, **options):
+        """A server of kind "skep" or "hivemind" that hosts groups of experts, described by skep's keys."""
+        if kind == "hivemind":
+            file, text = self.folder / f"groups-{len(self.made)}.json", json.dumps(groups)
+            flag = "--groups"
+        else:
+            file, flag = self.folder / f"groups-{len(self.made)}.toml", "--config"
+            sections = ["\n".join(f"{key} = {json.dumps(value)}" for key, value in group.items()) for group in groups]
+            text = "".join(f"[[experts]]\n{section}\n" for section in sections)
+        file.write_text(text)
+        return getattr(self, kind)("serve", flag, file, *arguments, **options)
 
     def _start(self, program, arguments, options):
         log = self.folder / f"{pathlib.Path(program[-1]).stem}-{len(self.made)}.log"

@@ -25,7 +25,9 @@ class RustClient:
         )
 
     def end(self):
-        self.process.stdin.close()
+        # An end of file would not do: processes that hivemind forked hold the pipe open too.
+        self.process.stdin.write(json.dumps({"do": "end"}) + "\n")
+        self.process.stdin.flush()
         try:
             self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:

@@ -43,6 +43,12 @@ pub trait Backend: Send {
     /// Schemas of inputs and outputs.
     fn info(&self) -> &ExpertInfo;
 
+    /// Dimensions, beside the first, of which requests may have another length than the schema says, as that of a
+    /// sequence. They hold for every tensor that has so many dimensions.
+    fn free_dimensions(&self) -> &[usize] {
+        &[]
+    }
+
     /// The class name under which it is hosted, as in `ffn`.
     fn class(&self) -> &str;
 

@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn a_backend_that_breaks_its_promise_is_named() {
         let side = TensorDescriptor::batched(DType::F32, &[2]);
-        let schema = Schema::of(&ExpertInfo::simple(side.clone(), side)).unwrap();
+        let schema = Schema::of(&ExpertInfo::simple(side.clone(), side), &[]).unwrap();
         let batch = Batch { rows: Rows(3), inputs: vec![tensor(3, 0.0)], grad_outputs: vec![] };
         assert_eq!(check_results(&schema, Kind::Forward, &batch, &[tensor(3, 0.0)]), Ok(()));
         assert_eq!(

@@ -130,7 +130,7 @@ impl Expert {
             uid,
             class: slot.backend.class().to_owned(),
             parameters: slot.backend.parameter_count(),
-            schema: Schema::of(&info)?,
+            schema: Schema::of(&info, slot.backend.free_dimensions())?,
             info,
             limits: config.into(),
             token: ReadyToken::new(),

@@ -31,8 +31,9 @@ pub(crate) struct Checks {
 }
 
 impl Schema {
-    /// Flattens a schema; every tensor of it must begin with the batch dimension.
-    pub fn of(info: &ExpertInfo) -> Result<Self, BackendError> {
+    /// Flattens a schema; every tensor of it must begin with the batch dimension. Requests may have any length in the
+    /// `free` dimensions.
+    pub fn of(info: &ExpertInfo, free: &[usize]) -> Result<Self, BackendError> {
         let mut inputs = Vec::new();
         for (i, arg) in info.args.iter().enumerate() {
             name_leaves(&format!("input {i}"), arg, &mut inputs);
@@ -52,6 +53,13 @@ impl Schema {
             if slot.descriptor.size.first() != Some(&None) {
                 let text = format!("{} is described without a batch dimension: {}", slot.name, slot.expectation());
                 return Err(BackendError::Invalid(text));
+            }
+        }
+        for slot in inputs.iter_mut().chain(&mut outputs) {
+            for &dimension in free {
+                if let Some(size) = slot.descriptor.size.get_mut(dimension) {
+                    *size = None;
+                }
             }
         }
         Ok(Self { inputs, outputs })
@@ -176,7 +184,7 @@ mod tests {
             outputs: Nested::Leaf(TensorDescriptor::batched(DType::F32, &[3])),
             keyword_names: vec!["mask".to_owned()],
         };
-        Schema::of(&info).unwrap()
+        Schema::of(&info, &[]).unwrap()
     }
 
     fn zeros(dtype: DType, shape: &[usize]) -> HostTensor {
@@ -225,6 +233,19 @@ mod tests {
     }
 
     #[test]
+    fn a_free_dimension_takes_any_length() {
+        let descriptor = TensorDescriptor::batched(DType::F32, &[128, 4]);
+        let schema = Schema::of(&ExpertInfo::simple(descriptor.clone(), descriptor), &[1]).unwrap();
+        for length in [1, 128, 300] {
+            let x = zeros(DType::F32, &[2, length, 4]);
+            assert_eq!(schema.check_request(Kind::Forward, &[x], CHECKS), Ok(Rows(2)));
+        }
+        let wrong = schema.check_request(Kind::Forward, &[zeros(DType::F32, &[2, 128, 5])], CHECKS);
+        let text = "input 0: expected float32 [batch, any, 4], got float32 [2, 128, 5]";
+        assert_eq!(wrong, Err(ServeError::Invalid(text.to_owned())));
+    }
+
+    #[test]
     fn empty_oversized_and_non_finite_requests_are_refused() {
         let rows = |n| [zeros(DType::F32, &[n, 4]), zeros(DType::Bool, &[n, 2])];
         assert_eq!(refusal(Kind::Forward, &rows(0)), "a request of 0 rows; expected at least one");
@@ -246,6 +267,6 @@ mod tests {
         let mut fixed = TensorDescriptor::batched(DType::F32, &[4]);
         fixed.size[0] = Some(3);
         let info = ExpertInfo::simple(fixed.clone(), TensorDescriptor::batched(DType::F32, &[4]));
-        assert!(matches!(Schema::of(&info), Err(BackendError::Invalid(_))));
+        assert!(matches!(Schema::of(&info, &[]), Err(BackendError::Invalid(_))));
     }
 }

@@ -149,6 +149,10 @@ impl Backend for TorchBackend {
         &self.info
     }
 
+    fn free_dimensions(&self) -> &[usize] {
+        self.module.free_dimensions()
+    }
+
     fn class(&self) -> &str {
         self.module.class()
     }

@@ -27,6 +27,11 @@ pub trait ExpertModule: Send {
     /// Schemas of inputs and outputs.
     fn info(&self) -> ExpertInfo;
 
+    /// Dimensions, beside the first, that may have another length than the schema says.
+    fn free_dimensions(&self) -> &[usize] {
+        &[]
+    }
+
     /// Outputs for these inputs. With gradients recorded or not; keeps no tensor of its own making for a later call.
     fn forward(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError>;
 

@@ -85,6 +85,11 @@ impl ExpertModule for Transformer {
         info
     }
 
+    fn free_dimensions(&self) -> &[usize] {
+        // The sequence: 128 stands in hivemind's schema and binds nobody (docs/wire.md §9.4).
+        &[1]
+    }
+
     fn forward(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
         let x = &inputs[0];
         let drop = |t: Tensor| t.f_dropout(self.dropout, self.dropout > 0.0);
