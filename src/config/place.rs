@@ -124,8 +124,8 @@ optimizer = "adam"
 
     #[test]
     fn what_lacks_a_key_is_shown_in_its_stead() {
-        assert_eq!(locate(TEXT, "experts.1.expert_pattern", Part::Value), Some((68..79, "missing here")));
-        assert_eq!(&TEXT[68..79], "[[experts]]");
+        let (span, word) = locate(TEXT, "experts.1.expert_pattern", Part::Value).expect("the group is there");
+        assert_eq!((&TEXT[span], word), ("[[experts]]\noptimizer = \"adam\"", "missing here"));
         assert_eq!(locate(TEXT, "server.max_wait", Part::Value), None);
         assert_eq!(locate("[node", "node", Part::Value), None);
     }
