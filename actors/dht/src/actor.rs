@@ -11,7 +11,7 @@ use libp2p_identity::PeerId;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use skep_kernel::{Deadline, Exit, Moment, Reply, Stop, Tombstone, pump, time::before};
-use skep_rpc::{Answer, Body, Call, Meta, RequestId, RpcError, ServeError, SharedTransport};
+use skep_rpc::{Answer, Body, Call, Meta, RequestId, RpcError, ServeError, SharedTransport, Step};
 use skep_wire::Method;
 use tracing::{info, warn};
 
@@ -194,7 +194,7 @@ impl DhtActor {
             let call = self.transport.call(Call { peer, method, body: Body::Message(request.encode()), meta });
             let answered = async move {
                 // The transport keeps deadlines; this one only guards against a transport that does not.
-                let late = |_| RpcError::Deadline { peer, waited: patience };
+                let late = |_| RpcError::Deadline { peer, step: Step::Exchange, waited: patience };
                 before(&*clock, deadline, call).await.map_err(late)?
             };
             ctx.spawn(answered.into_actor(self).map(move |answer, actor, ctx| {

@@ -51,19 +51,14 @@ impl Dht {
     }
 
     /// Next coordinates under each prefix (docs/wire.md §7.2, §7.3), all prefixes in one batched search. Entries whose
-    /// peer is banned are left out. Malformed records are ignored.
+    /// peer is banned are among them: a ban may end while they are remembered. Malformed records are ignored.
     pub async fn successors(
         &self,
         prefixes: Vec<ExpertPrefix>,
         deadline: Deadline,
     ) -> Result<SuccessorTable, DhtError> {
         let found = self.entries(&prefixes, Freshness::Valid, deadline).await?;
-        let now = self.clock().now();
-        let table = prefixes.into_iter().zip(found).map(|(prefix, mut entries)| {
-            entries.retain(|_, exemplar| !self.bans().is_banned(now, &exemplar.peer));
-            (prefix, successors(entries))
-        });
-        Ok(table.collect())
+        Ok(prefixes.into_iter().zip(found.into_iter().map(successors)).collect())
     }
 
     /// Announces experts hosted by this node until `expiration`: one store of all their records (docs/wire.md §7.2).

@@ -10,6 +10,7 @@ use std::{
 use actix::Actor;
 use bytes::Bytes;
 use common::*;
+use futures::TryFutureExt;
 use skep_dht::{Announcer, Dht, DhtConfig, DhtError, DhtId, DhtParts, Freshness, StoreItem};
 use skep_kernel::{
     ChildSpec, Deadline, Guardian, GuardianSpec, Intensity, Restart, Seed, Started, Stop, Strategy, Tombstone,
@@ -70,11 +71,35 @@ fn every_operation_ends_by_its_deadline() {
             sim.network().freeze(member.local_peer());
         }
         let asker = &members[0];
-        let start = sim.now();
-        let deadline = Deadline::after(start, Duration::from_millis(1500));
-        let got = asker.get_many(vec![DhtId::of_text("key")], Freshness::Latest, deadline).await;
-        assert_eq!(got, Err(DhtError::Deadline));
-        assert_eq!(sim.now().since(start), Duration::from_millis(1500));
+        let (uids, prefix) = (vec!["e.0.1".parse().unwrap()], "e.0.".parse().unwrap());
+        let item = StoreItem {
+            key: DhtId::of_text("key"),
+            subkey: None,
+            value: Bytes::from_static(b"\x01"),
+            expiration: sim.clock().wall() + 60.0,
+        };
+        let (expiration, limits) = (sim.clock().wall() + 60.0, skep_dht::ListLimits::default());
+        let newcomer = member(&sim, 9, &[members[1].local_peer()]);
+        let (start, deadline) = (sim.now(), within(&sim, 2));
+        type Operation<'a> = futures::future::BoxFuture<'a, Result<(), DhtError>>;
+        let operations: Vec<Operation> = vec![
+            Box::pin(asker.get_many(vec![DhtId::of_text("key")], Freshness::Latest, deadline).map_ok(drop)),
+            Box::pin(asker.store_many(vec![item], deadline).map_ok(drop)),
+            Box::pin(asker.find_experts(uids.clone(), Freshness::Latest, deadline).map_ok(drop)),
+            Box::pin(asker.successors(vec![prefix], deadline).map_ok(drop)),
+            Box::pin(asker.declare_experts(uids.clone(), expiration, deadline).map_ok(drop)),
+            Box::pin(asker.withdraw_experts(uids.clone(), deadline)),
+            Box::pin(async {
+                let anywhere = "e.".parse().unwrap();
+                asker.experts_under(&anywhere, limits, deadline).await.map(drop)
+            }),
+            Box::pin(newcomer.joined(deadline)),
+        ];
+        let timed = operations.into_iter().map(|operation| async { (operation.await, sim.now() - start) });
+        for (number, (outcome, time)) in futures::future::join_all(timed).await.into_iter().enumerate() {
+            assert!(outcome.is_err(), "operation {number} needs others");
+            assert_eq!(time, Duration::from_secs(2), "operation {number}: {outcome:?}");
+        }
         sim.advance(Duration::from_secs(10)).await;
         assert_eq!((asker.status().commands, asker.status().calls), (0, 0), "nothing is left behind");
         assert_eq!(sim.network().in_flight(), 0);

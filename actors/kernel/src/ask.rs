@@ -172,8 +172,11 @@ impl Spawner {
         (self.0)(Box::pin(future))
     }
 
-    /// Runs a future on the system thread and blocks this thread for its result, at most until the deadline; then the
-    /// future is dropped. Works on any thread but the runtime's own ones, inside or outside other async runtimes.
+    /// Runs a future on the system thread and blocks this thread for its result. Works on any thread but the runtime's own
+    /// ones, inside or outside other async runtimes.
+    ///
+    /// `work` should end by the deadline itself: it knows best what it waited for. If it does not, or if the system thread
+    /// is too busy to say so, the wait ends 20 ms after the deadline, and the future is dropped.
     pub fn wait<R: Send + 'static>(
         &self,
         clock: &SharedClock,
@@ -184,18 +187,17 @@ impl Spawner {
             return Err(AskError::WouldDeadlock);
         }
         let (done, result) = crossbeam_channel::bounded(1);
-        let alarm = clock.clone();
+        let (alarm, latest) = (clock.clone(), Deadline::at(deadline.moment() + GRACE));
         let started = self.spawn(async move {
-            if let Ok(value) = before(&*alarm, deadline, work).await {
+            if let Ok(value) = before(&*alarm, latest, work).await {
                 let _waiter_left = done.send(value);
             }
         });
         if !started {
             return Err(AskError::Gone);
         }
-        // The task ends by the deadline; the grace only covers a system thread that is late.
-        let patience = deadline.remaining(clock.now()) + GRACE;
-        result.recv_timeout(patience).map_err(|error| match error {
+        // This thread keeps the time itself: the system thread may be busy.
+        result.recv_timeout(latest.remaining(clock.now())).map_err(|error| match error {
             crossbeam_channel::RecvTimeoutError::Timeout => AskError::Elapsed,
             crossbeam_channel::RecvTimeoutError::Disconnected if deadline.has_passed(clock.now()) => AskError::Elapsed,
             crossbeam_channel::RecvTimeoutError::Disconnected => AskError::Gone,
@@ -203,7 +205,8 @@ impl Spawner {
     }
 }
 
-const GRACE: Duration = Duration::from_millis(50);
+/// What work that ends at its deadline may take to say so.
+const GRACE: Duration = Duration::from_millis(20);
 
 #[cfg(test)]
 mod tests {
@@ -313,5 +316,18 @@ mod tests {
         assert_eq!(spawner.wait(&clock, late, async { panic!("a bug") }).map(|(): ()| ()), Err(AskError::Gone));
         let stopped = Spawner::new(|_| false);
         assert_eq!(stopped.wait(&clock, late, async {}), Err(AskError::Gone));
+    }
+
+    #[test]
+    fn a_wait_ends_in_time_though_the_system_thread_is_stuck() {
+        let held = std::sync::Mutex::new(Vec::new());
+        let stuck = Spawner::new(move |future| {
+            held.lock().unwrap().push(future);
+            true
+        });
+        let clock: SharedClock = Arc::new(TokioClock::system());
+        let deadline = Deadline::after(clock.now(), Duration::from_millis(30));
+        assert_eq!(stuck.wait(&clock, deadline, async {}), Err(AskError::Elapsed));
+        assert!(deadline.has_passed(clock.now()));
     }
 }

@@ -30,7 +30,8 @@ impl Client {
         Deadline::after(self.clock.now(), wait)
     }
 
-    /// Runs a future on the system thread and blocks until its result or the deadline (see [`Spawner::wait`]).
+    /// Runs a future, which ends by the deadline, on the system thread and blocks until its result (see
+    /// [`Spawner::wait`]).
     pub fn wait<R: Send + 'static, E: From<RpcError> + Send + 'static>(
         &self,
         deadline: Deadline,
@@ -41,7 +42,8 @@ impl Client {
             Err(E::from(match error {
                 AskError::WouldDeadlock => RpcError::WouldDeadlock,
                 AskError::Elapsed => {
-                    RpcError::Deadline { peer: self.transport.local_peer(), waited: deadline.moment().since(started) }
+                    let (peer, waited) = (self.transport.local_peer(), deadline.moment().since(started));
+                    RpcError::Deadline { peer, step: Step::Schedule, waited }
                 }
                 AskError::Gone | AskError::Full { .. } => RpcError::Cancelled,
             }))
@@ -58,10 +60,10 @@ impl Client {
     pub(crate) fn search_failed(&self, error: DhtError, waited: Duration) -> RpcError {
         let peer = self.transport.local_peer();
         match error {
-            DhtError::Deadline => RpcError::Deadline { peer, waited },
+            DhtError::Deadline => RpcError::Deadline { peer, step: Step::Search, waited },
             DhtError::Stopped => RpcError::Cancelled,
             DhtError::WouldDeadlock => RpcError::WouldDeadlock,
-            other => RpcError::Unreachable { peer, step: Step::Resolve, reason: other.to_string() },
+            other => RpcError::Unreachable { peer, step: Step::Search, reason: other.to_string() },
         }
     }
 }

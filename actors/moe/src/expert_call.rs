@@ -4,16 +4,16 @@ use std::{sync::Arc, time::Duration};
 
 use libp2p_identity::PeerId;
 use prost::Message;
-use skep_kernel::Deadline;
+use skep_kernel::{Deadline, time::before};
 use skep_rpc::{Body, Call, Meta, RequestId, RpcError, Step, TensorBody};
-use skep_wire::{
-    ExpertInfo, ExpertUid, HostTensor, Method, TensorDescriptor, compression, limits::MAX_CALL_ROWS, proto,
-};
+use skep_wire::{ExpertInfo, ExpertUid, HostTensor, Method, compression, limits::MAX_CALL_ROWS, proto};
 
-use crate::Client;
+use crate::{Client, codec};
 
 /// Calls of one logical request, the first included, before overload or an unreachable peer is taken for an answer.
 const MAX_ATTEMPTS: u32 = 4;
+/// What a transport may take to say that a deadline has passed.
+const GRACE: Duration = Duration::from_millis(10);
 /// Shortest wait before a call that did not run is made again.
 const MIN_RETRY: Duration = Duration::from_millis(20);
 
@@ -26,7 +26,8 @@ pub(crate) async fn fetch_info(
 ) -> Result<ExpertInfo, RpcError> {
     let question = proto::runtime::ExpertUid { uid: uid.as_str().to_owned() };
     let body = Body::Message(question.encode_to_vec().into());
-    let answer = deliver(client, peer, Method::Info, body, client.fresh_request_id(), deadline).await?;
+    let asking = deliver(client, peer, Method::Info, body, client.fresh_request_id(), deadline);
+    let answer = in_time(client, peer, deadline, asking).await?;
     let malformed = |reason: String| RpcError::Malformed { peer, reason };
     let Body::Message(bytes) = answer else {
         return Err(malformed("tensors instead of an expert's schema".to_owned()));
@@ -50,17 +51,45 @@ pub(crate) struct ExpertCall {
 
 impl ExpertCall {
     /// Calls, and checks the answer. A call that certainly did not run is made again, under the same request id.
+    /// Ends by the deadline, whatever the peer, the network's threads and the codecs do.
     pub async fn send(self, client: &Client, deadline: Deadline) -> Result<Vec<HostTensor>, RpcError> {
-        let rows = self.check()?;
-        let mut tensors = pack(&self.inputs, &self.info.flat_inputs())?;
-        let mut method = Method::Forward;
-        if let Some(gradients) = &self.grad_outputs {
-            tensors.extend(pack(gradients, &self.info.flat_outputs())?);
-            method = Method::Backward;
+        let peer = self.peer;
+        in_time(client, peer, deadline, self.exchange(client, deadline)).await
+    }
+
+    async fn exchange(self, client: &Client, deadline: Deadline) -> Result<Vec<HostTensor>, RpcError> {
+        let (rows, peer, call) = (self.check()?, self.peer, Arc::new(self));
+        let method = if call.grad_outputs.is_some() { Method::Backward } else { Method::Forward };
+        let packing = call.clone();
+        let packed = codec::run(call.bytes_to_pack(), move || packing.pack()).await;
+        let tensors = packed.unwrap_or_else(|panic| Err(format!("a tensor codec panicked: {panic}")));
+        let tensors = tensors.map_err(|reason| RpcError::Invalid { reason })?;
+        let body = Body::Tensors(TensorBody { uid: call.uid.as_str().to_owned(), tensors });
+        let answer = deliver(client, peer, method, body, client.fresh_request_id(), deadline).await?;
+        let unpacked = codec::run(call.bytes_to_unpack(&answer), move || call.unpack(answer, rows)).await;
+        let tensors = unpacked.unwrap_or_else(|panic| Err(format!("a tensor codec panicked: {panic}")));
+        tensors.map_err(|reason| RpcError::Malformed { peer, reason })
+    }
+
+    fn bytes_to_pack(&self) -> usize {
+        let gradients = self.grad_outputs.as_deref().unwrap_or_default();
+        let inputs = codec::bytes_to_encode(&self.inputs, &self.info.flat_inputs());
+        inputs + codec::bytes_to_encode(gradients, &self.info.flat_outputs())
+    }
+
+    fn pack(&self) -> Result<Vec<proto::runtime::Tensor>, String> {
+        let inputs = self.inputs.iter().zip(self.info.flat_inputs());
+        let gradients = self.grad_outputs.iter().flatten().zip(self.info.flat_outputs());
+        let packed = inputs.chain(gradients).map(|(tensor, d)| compression::compress(tensor, d.compression));
+        packed.collect::<Result<_, _>>().map_err(|error| error.to_string())
+    }
+
+    fn bytes_to_unpack(&self, answer: &Body) -> usize {
+        match answer {
+            Body::Tensors(_) if self.must_be_finite => answer.len(),
+            Body::Tensors(body) => codec::bytes_to_decode(&body.tensors),
+            Body::Message(_) => 0,
         }
-        let body = Body::Tensors(TensorBody { uid: self.uid.as_str().to_owned(), tensors });
-        let answer = deliver(client, self.peer, method, body, client.fresh_request_id(), deadline).await?;
-        self.unpack(answer, rows).map_err(|reason| RpcError::Malformed { peer: self.peer, reason })
     }
 
     /// The structure must fit; whether sizes and dtypes do is the expert's to say (docs/wire.md §10.1).
@@ -133,9 +162,18 @@ impl ExpertCall {
     }
 }
 
-fn pack(tensors: &[HostTensor], descriptors: &[&TensorDescriptor]) -> Result<Vec<proto::runtime::Tensor>, RpcError> {
-    let packed = tensors.iter().zip(descriptors).map(|(tensor, d)| compression::compress(tensor, d.compression));
-    packed.collect::<Result<_, _>>().map_err(|error| RpcError::Invalid { reason: error.to_string() })
+/// Ends a call to a peer by its deadline. The transport keeps deadlines and says more of the peer; it gets a little longer
+/// to say so, but its threads may be busy.
+async fn in_time<R>(
+    client: &Client,
+    peer: PeerId,
+    deadline: Deadline,
+    call: impl Future<Output = Result<R, RpcError>>,
+) -> Result<R, RpcError> {
+    let started = client.clock.now();
+    let latest = Deadline::at(deadline.moment() + GRACE);
+    let late = |_| RpcError::Deadline { peer, step: Step::Schedule, waited: deadline.moment().since(started) };
+    before(&*client.clock, latest, call).await.map_err(late)?
 }
 
 /// Whether the peer cannot have begun the call.

@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use libp2p_identity::PeerId;
-use skep_kernel::{Deadline, Moment};
-use skep_rpc::RpcError;
+use skep_kernel::{Deadline, Moment, panics::contain_future};
+use skep_rpc::{RpcError, Step};
 use skep_wire::{ExpertUid, HostTensor, TensorError};
 use tracing::{debug, warn};
 
@@ -161,7 +161,8 @@ fn failures(
         for slot in std::mem::take(&mut joined.unanswered) {
             let peer = plan.call(slot).peer;
             hive.was_late(peer);
-            failures.push((slot, RpcError::Deadline { peer, waited: deadline.moment() - started }));
+            failures
+                .push((slot, RpcError::Deadline { peer, step: Step::Exchange, waited: deadline.moment() - started }));
         }
     }
     failures.into_iter().map(|(slot, error)| (plan.call(slot).uid.clone(), error)).collect()
@@ -294,7 +295,13 @@ impl<'a> FanOut<'a> {
         };
         let errand = Errand { uid: call.uid.clone(), peer: call.peer, inputs, grad_outputs };
         let (hive, deadline) = (self.hive.clone(), self.deadline);
-        self.events.push(Box::pin(async move { Event::Answered(slot, hive.ask(errand, deadline).await) }));
+        let peer = errand.peer;
+        self.events.push(Box::pin(async move {
+            // A panic must not cost the answers of the other experts.
+            let asked = contain_future(hive.ask(errand, deadline)).await;
+            let panicked = |panic| Err(RpcError::Malformed { peer, reason: format!("reading it panicked: {panic}") });
+            Event::Answered(slot, asked.unwrap_or_else(panicked))
+        }));
         Ok(())
     }
 

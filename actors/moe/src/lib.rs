@@ -8,6 +8,7 @@
 mod beam;
 mod cache;
 mod client;
+mod codec;
 mod config;
 mod expert_call;
 mod fan_out;

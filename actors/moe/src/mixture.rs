@@ -1,13 +1,17 @@
 //! [`Mixture`]: a batch fanned out to the k best experts per row and joined again, over host tensors.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use libp2p_identity::PeerId;
-use skep_rpc::RpcError;
+use skep_kernel::{Deadline, time::before};
+use skep_rpc::{RpcError, Step};
 use skep_wire::{ExpertPrefix, ExpertUid, HostTensor, UidError};
 use tokio::sync::oneshot;
 
 use crate::{Client, GridScores, MoeConfig, fan_out, hive::Hive};
+
+/// What a pass may take after its timeout, for joining what has come by then.
+const JOINING: Duration = Duration::from_millis(500);
 
 /// An expert chosen for a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,7 +115,8 @@ impl Mixture {
     ///
     /// Inputs are flat, in the experts' schema order; every first dimension is `scores.rows`.
     pub async fn forward(&self, inputs: Vec<HostTensor>, scores: GridScores) -> Result<Gather, MoeError> {
-        self.on_system(fan_out::forward(self.hive.clone(), inputs, scores)).await
+        let latest = self.latest(self.config().forward_timeout);
+        self.on_system(latest, fan_out::forward(self.hive.clone(), inputs, scores)).await
     }
 
     /// Sends `grad_outputs` (`[rows, k, …]` per output) to the experts that answered in `gather`, which train, and joins
@@ -122,13 +127,14 @@ impl Mixture {
         inputs: Vec<HostTensor>,
         grad_outputs: Vec<HostTensor>,
     ) -> Result<BackwardGather, MoeError> {
-        self.on_system(fan_out::backward(self.hive.clone(), gather, inputs, grad_outputs)?).await
+        let latest = self.latest(self.config().backward_timeout);
+        self.on_system(latest, fan_out::backward(self.hive.clone(), gather, inputs, grad_outputs)?).await
     }
 
     /// Blocks for [`forward`](Self::forward); not from skep's own threads.
     pub fn forward_wait(&self, inputs: Vec<HostTensor>, scores: GridScores) -> Result<Gather, MoeError> {
-        let deadline = self.client().deadline(self.config().forward_timeout);
-        self.client().wait(deadline, fan_out::forward(self.hive.clone(), inputs, scores))
+        self.client()
+            .wait(self.latest(self.config().forward_timeout), fan_out::forward(self.hive.clone(), inputs, scores))
     }
 
     /// Blocks for [`backward`](Self::backward); not from skep's own threads.
@@ -138,13 +144,19 @@ impl Mixture {
         inputs: Vec<HostTensor>,
         grad_outputs: Vec<HostTensor>,
     ) -> Result<BackwardGather, MoeError> {
-        let deadline = self.client().deadline(self.config().backward_timeout);
-        self.client().wait(deadline, fan_out::backward(self.hive.clone(), gather, inputs, grad_outputs)?)
+        let backward = fan_out::backward(self.hive.clone(), gather, inputs, grad_outputs)?;
+        self.client().wait(self.latest(self.config().backward_timeout), backward)
     }
 
-    /// Runs `work` on the system thread; the end of the returned future is the end of the work.
+    /// When a wait for a pass ends: after the pass, which joins at its timeout what it has by then.
+    fn latest(&self, timeout: Duration) -> Deadline {
+        self.client().deadline(timeout + JOINING)
+    }
+
+    /// Runs `work` on the system thread; the end of the returned future is the end of the work. So is `latest`.
     async fn on_system<R: Send + 'static>(
         &self,
+        latest: Deadline,
         work: impl Future<Output = Result<R, MoeError>> + Send + 'static,
     ) -> Result<R, MoeError> {
         let (mut done, result) = oneshot::channel();
@@ -156,9 +168,14 @@ impl Mixture {
             };
             let _caller_left = done.send(outcome);
         });
-        match result.await {
-            Ok(outcome) if started => outcome,
-            _ => Err(RpcError::Cancelled.into()),
+        let asked = self.client().clock.now();
+        match before(&*self.client().clock, latest, result).await {
+            Ok(Ok(outcome)) if started => outcome,
+            Ok(_) => Err(RpcError::Cancelled.into()),
+            Err(_) => {
+                let (peer, waited) = (self.client().transport.local_peer(), latest.moment() - asked);
+                Err(RpcError::Deadline { peer, step: Step::Schedule, waited }.into())
+            }
         }
     }
 }

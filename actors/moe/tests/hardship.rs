@@ -62,6 +62,21 @@ fn rows_that_a_failure_leaves_short_go_to_other_experts() {
 }
 
 #[test]
+fn a_peer_is_chosen_again_as_soon_as_its_ban_ends() {
+    Sim::with_seed(11).run(|sim| async move {
+        let hive = sim.servers(2).experts(["m.0", "m.1"]).start().await;
+        let client = sim.client(&hive).await;
+        let moe = Mixture::new(&client, MoeConfig::grid("m.", [2]).k_best(1)).unwrap();
+        client.dht.bans().failed(sim.now(), hive.hosting("m.0").peer());
+        let forward = || async { moe.forward(vec![rows(1)], descending(1, &[2])).await.unwrap() };
+        assert_eq!(chosen(&forward().await), [["m.1"]]);
+        // Shorter than what was read counts as read.
+        sim.advance(millis(5001)).await;
+        assert_eq!(chosen(&forward().await), [["m.0"]]);
+    });
+}
+
+#[test]
 fn a_peer_that_is_at_work_may_be_asked_for_rows_that_a_failure_left_short() {
     Sim::with_seed(10).run(|sim| async move {
         let hive = sim.servers(2).experts(["m.0", "m.1"]).costing(millis(50)).start().await;

@@ -3,7 +3,10 @@
 //! The write side stays open until the answer is there: a half-close cancels a call. Dropping a call's future resets its
 //! stream, which the peer takes as "the caller left".
 
-use std::{pin::pin, sync::Arc};
+use std::{
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytes::Bytes;
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -38,10 +41,31 @@ pub(crate) async fn call(shared: Arc<Shared>, call: Call) -> Result<Answer, RpcE
     Counters::add(&shared.counters.calls_out);
     let (peer, method, deadline) = (call.peer, call.method, call.meta.deadline);
     let started = shared.clock.now();
-    let result = before(&*shared.clock, deadline, exchange(&shared, call)).await;
-    let result = result.unwrap_or(Err(RpcError::Deadline { peer, waited: deadline.moment().since(started) }));
+    let progress = Progress::default();
+    let result = before(&*shared.clock, deadline, exchange(&shared, call, &progress)).await;
+    let late = |_| RpcError::Deadline { peer, step: progress.step(), waited: deadline.moment().since(started) };
+    let result = result.map_err(late).and_then(|result| result);
     note(&shared, peer, method, &result);
     result
+}
+
+/// How far a call has come, for the error if its deadline passes.
+struct Progress(Mutex<Step>);
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self(Mutex::new(Step::OpenStream))
+    }
+}
+
+impl Progress {
+    fn at(&self, step: Step) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = step;
+    }
+
+    fn step(&self) -> Step {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What a call's end says of the peer. A slow expert does not make a dead peer, a slow DHT node does.
@@ -61,14 +85,16 @@ fn note(shared: &Shared, peer: PeerId, method: Method, result: &Result<Answer, R
     }
 }
 
-async fn exchange(shared: &Shared, call: Call) -> Result<Answer, RpcError> {
+async fn exchange(shared: &Shared, call: Call, progress: &Progress) -> Result<Answer, RpcError> {
     if call.peer == shared.local_peer {
+        progress.at(Step::Exchange);
         return serve_ourselves(shared, call).await;
     }
     let (peer, method) = (call.peer, call.method);
     // Sizes are checked before anything is dialled: an oversize request would block the writer for ever.
     let request = Request::new(call)?;
-    let Opened { stream, slot } = open(shared, peer, method, request.framing()).await?;
+    let Opened { stream, slot } = open(shared, peer, method, request.framing(), progress).await?;
+    progress.at(Step::Exchange);
     let (reader, writer) = stream.split();
     let body = match request {
         Request::Unary { call_id, segments } => {
@@ -91,14 +117,22 @@ async fn serve_ourselves(shared: &Shared, call: Call) -> Result<Answer, RpcError
 }
 
 /// Opens a stream, connecting first if need be. A connection that closes meanwhile is replaced once.
-async fn open(shared: &Shared, peer: PeerId, method: Method, framing: Framing) -> Result<Opened, RpcError> {
+async fn open(
+    shared: &Shared,
+    peer: PeerId,
+    method: Method,
+    framing: Framing,
+    progress: &Progress,
+) -> Result<Opened, RpcError> {
     let unreachable = |step, reason: String| RpcError::Unreachable { peer, step, reason };
     let mut attempts_left = 2;
     loop {
+        progress.at(Step::OpenStream);
         match shared.connections.open(peer, method, framing).await {
             Ok(opened) => return Ok(opened),
             Err(OpenError::NotConnected | OpenError::Closed) if attempts_left > 0 => {
                 attempts_left -= 1;
+                progress.at(Step::Dial);
                 shared.reach(peer).await?;
             }
             Err(error @ OpenError::Unsupported(_)) => {

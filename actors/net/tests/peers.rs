@@ -113,7 +113,7 @@ async fn a_port_that_never_speaks_ends_at_the_deadline() {
     let (peer, address) = parse_peer_address(&address).unwrap();
     client.net.add_addresses(peer, vec![address]);
     let result = client.call_within(Duration::from_millis(200), peer, Method::Ping, message(b"")).await;
-    assert!(matches!(result, Err(RpcError::Deadline { .. })), "{result:?}");
+    assert!(matches!(result, Err(RpcError::Deadline { step: Step::Dial, .. })), "{result:?}");
 }
 
 #[tokio::test]

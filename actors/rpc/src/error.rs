@@ -6,7 +6,7 @@ use libp2p_identity::PeerId;
 use serde::{Deserialize, Serialize};
 use skep_wire::error_text::PythonError;
 
-/// The part of reaching a peer that failed.
+/// The part of a call that failed, or during which the deadline passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Step {
     /// No address of the peer is known.
@@ -17,6 +17,10 @@ pub enum Step {
     OpenStream,
     /// The connection ended during the call.
     Exchange,
+    /// The DHT did not say who is to be called.
+    Search,
+    /// This process's own threads were late.
+    Schedule,
 }
 
 impl std::fmt::Display for Step {
@@ -26,6 +30,8 @@ impl std::fmt::Display for Step {
             Step::Dial => "dialling",
             Step::OpenStream => "opening a stream",
             Step::Exchange => "exchanging messages",
+            Step::Search => "searching the DHT",
+            Step::Schedule => "waiting for a thread of this process",
         })
     }
 }
@@ -63,10 +69,12 @@ pub enum RpcError {
         retry_after: Duration,
     },
     /// The deadline passed first.
-    #[error("no answer from {peer} before the deadline ({waited:?} waited)")]
+    #[error("no answer from {peer} before the deadline ({waited:?} waited, at last {step})")]
     Deadline {
-        /// Who was called.
+        /// Who was called; this node itself where no peer was known yet.
         peer: PeerId,
+        /// What was under way when the deadline passed.
+        step: Step,
         /// Time from the call to the deadline.
         waited: Duration,
     },

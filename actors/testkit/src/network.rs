@@ -315,7 +315,10 @@ impl Transport for SimTransport {
             let (clock, peer, deadline) = (network.clock.clone(), call.peer, call.meta.deadline);
             let started = clock.now();
             let exchange = network.clone().exchange(from, call);
-            let late = |_| RpcError::Deadline { peer, waited: deadline.moment().since(started) };
+            let late = |_| {
+                let waited = deadline.moment().since(started);
+                RpcError::Deadline { peer, step: Step::Exchange, waited }
+            };
             before(&*clock, deadline, exchange).await.map_err(late)?
         })
     }

@@ -60,7 +60,7 @@ fn killed_and_frozen_peers_answer_nothing_until_the_deadline() {
         let peer = server.local_peer();
         sim.network().kill(peer);
         let late = client.call(call(&sim, peer, "hi")).await.unwrap_err();
-        assert_eq!(late, RpcError::Deadline { peer, waited: SECOND });
+        assert_eq!(late, RpcError::Deadline { peer, step: Step::Exchange, waited: SECOND });
         sim.network().freeze(peer);
         assert!(client.call(call(&sim, peer, "hi")).await.is_err());
         sim.network().restore(peer);

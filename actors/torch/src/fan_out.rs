@@ -4,10 +4,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
 };
 
-use skep_moe::{BackwardGather, Chosen, Client, Gather, GridScores, Mixture, MoeError};
+use skep_moe::{BackwardGather, Chosen, Gather, GridScores, Mixture, MoeError};
 use skep_rpc::RpcError;
 use skep_wire::{ExpertUid, HostTensor};
 use tch::{Device, Kind, Tensor};
@@ -30,18 +29,13 @@ pub(crate) trait FanOut: Send + Sync {
     ) -> Result<BackwardGather, MoeError>;
 }
 
-/// A mixture ends by its own timeout with what it has by then; the wait for it ends a little later.
-const GRACE: Duration = Duration::from_millis(500);
-
 impl FanOut for Mixture {
     fn k_best(&self) -> usize {
         self.config().k_best
     }
 
     fn forward(&self, inputs: Vec<HostTensor>, scores: GridScores) -> Result<Gather, MoeError> {
-        let (this, client): (Mixture, &Client) = (self.clone(), self.client());
-        let deadline = client.deadline(self.config().forward_timeout + GRACE);
-        client.wait(deadline, async move { Mixture::forward(&this, inputs, scores).await })
+        self.forward_wait(inputs, scores)
     }
 
     fn backward(
@@ -50,9 +44,7 @@ impl FanOut for Mixture {
         inputs: Vec<HostTensor>,
         grads: Vec<HostTensor>,
     ) -> Result<BackwardGather, MoeError> {
-        let (this, client, gather) = (self.clone(), self.client(), gather.clone());
-        let deadline = client.deadline(self.config().backward_timeout + GRACE);
-        client.wait(deadline, async move { Mixture::backward(&this, &gather, inputs, grads).await })
+        self.backward_wait(gather, inputs, grads)
     }
 }
 
