@@ -244,4 +244,6 @@ impl<T> Join<T> {
 }
 
 #[cfg(test)]
+mod schedules;
+#[cfg(test)]
 mod tests;
