@@ -36,7 +36,17 @@ impl DhtId {
 
     /// Distance to another id: the exclusive or of both, as a number.
     pub fn distance(&self, other: &DhtId) -> DhtId {
-        DhtId(std::array::from_fn(|i| self.0[i] ^ other.0[i]))
+        // Two numbers instead of 20 bytes: searches and tables compute little else.
+        let ((high, low), (other_high, other_low)) = (self.halves(), other.halves());
+        let mut distance = [0; 20];
+        distance[..16].copy_from_slice(&(high ^ other_high).to_ne_bytes());
+        distance[16..].copy_from_slice(&(low ^ other_low).to_ne_bytes());
+        DhtId(distance)
+    }
+
+    fn halves(&self) -> (u128, u32) {
+        let (high, low) = self.0.split_first_chunk().expect("20 bytes hold 16");
+        (u128::from_ne_bytes(*high), u32::from_ne_bytes(low.try_into().expect("20 bytes are 16 and 4")))
     }
 
     /// How many leading bits both ids share.

@@ -5,6 +5,7 @@ mod get;
 mod handover;
 mod join;
 mod put;
+mod reunion;
 mod serve;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use self::{
     handover::Handover,
     join::Join,
     put::Put,
+    reunion::Lost,
 };
 use super::{
     bucket::Contact,
@@ -102,6 +104,8 @@ enum Purpose {
     },
     /// Only the sign of life counts.
     Check,
+    /// The peer was lost and may be back.
+    Reunion,
     /// Nobody waits for the outcome.
     CacheElsewhere,
 }
@@ -148,6 +152,7 @@ pub(crate) struct Node {
     puts: BTreeMap<Ticket, Put>,
     handovers: BTreeMap<u64, Handover>,
     join: Join,
+    lost: Lost,
     outputs: VecDeque<Output>,
 }
 
@@ -191,6 +196,7 @@ impl Node {
             puts: BTreeMap::new(),
             handovers: BTreeMap::new(),
             join: Join::new(initial_peers.into_iter().filter(|peer| *peer != local_peer).collect()),
+            lost: Lost::default(),
             outputs: VecDeque::new(),
             config,
         }
@@ -225,7 +231,8 @@ impl Node {
             self.now + Duration::from_secs_f64(wait)
         });
         let handover = self.handovers.values().any(Handover::is_idle).then_some(self.now);
-        gets.chain(puts).chain(refresh).chain(handover).chain(self.join.retry_at()).min()
+        let rounds = self.join.retry_at().into_iter().chain(self.lost.next_round());
+        gets.chain(puts).chain(refresh).chain(handover).chain(rounds).min()
     }
 
     pub fn id(&self) -> DhtId {
@@ -258,6 +265,7 @@ impl Node {
         self.refresh_cache();
         self.advance_handovers();
         self.keep_joined();
+        self.look_for_lost();
     }
 
     fn fresh_id(&mut self) -> u64 {
@@ -285,6 +293,7 @@ impl Node {
     fn on_answered(&mut self, call: CallId, response: Response) {
         let Some(Pending { peer, purpose }) = self.calls.remove(&call) else { return };
         self.bans.succeeded(&peer);
+        self.lost.found(&peer);
         if let Some(id) = response.sender {
             self.met(Contact { id, peer });
         }
@@ -304,6 +313,7 @@ impl Node {
             (Purpose::Bootstrap { .. }, _) => self.on_bootstrap_failed(peer, "it answers something else".to_owned()),
             (Purpose::PingBack { ticket, claimed }, _) => self.on_ping_back(ticket, sender == Some(claimed)),
             (Purpose::Handover { id }, _) => self.on_handed_over(id, true),
+            (Purpose::Reunion, _) => self.on_reunion(),
             (Purpose::Check | Purpose::CacheElsewhere, _) => {}
         }
     }
@@ -311,6 +321,7 @@ impl Node {
     fn on_failed(&mut self, call: CallId, reason: &str, peer_at_fault: bool) {
         let Some(Pending { peer, purpose }) = self.calls.remove(&call) else { return };
         if peer_at_fault {
+            self.lose(peer);
             self.table.remove_peer(&peer);
             self.bans.failed(self.now, peer);
         }
@@ -320,7 +331,7 @@ impl Node {
             Purpose::Bootstrap { .. } => self.on_bootstrap_failed(peer, reason.to_owned()),
             Purpose::PingBack { ticket, .. } => self.on_ping_back(ticket, false),
             Purpose::Handover { id } => self.on_handed_over(id, false),
-            Purpose::Check | Purpose::CacheElsewhere => {}
+            Purpose::Check | Purpose::Reunion | Purpose::CacheElsewhere => {}
         }
     }
 

@@ -82,12 +82,21 @@ impl RoutingTable {
         }
     }
 
+    /// Whether a peer is known.
+    pub fn has_peer(&self, peer: &PeerId) -> bool {
+        self.ids.contains_key(peer)
+    }
+
     /// The `k` known nodes nearest to an id, nearest first.
     pub fn nearest(&self, query: &DhtId, k: usize, exclude: Option<DhtId>) -> Vec<Contact> {
-        let mut nodes: Vec<Contact> = self.nodes().filter(|node| Some(node.id) != exclude).copied().collect();
-        nodes.sort_unstable_by_key(|node| node.id.distance(query));
-        nodes.truncate(k);
-        nodes
+        let nodes = self.nodes().filter(|node| Some(node.id) != exclude);
+        let mut ranked: Vec<(DhtId, &Contact)> = nodes.map(|node| (node.id.distance(query), node)).collect();
+        if (1..ranked.len()).contains(&k) {
+            ranked.select_nth_unstable(k - 1);
+        }
+        ranked.truncate(k);
+        ranked.sort_unstable();
+        ranked.into_iter().map(|(_, node)| *node).collect()
     }
 
     /// Every node with a place.

@@ -41,6 +41,11 @@ impl Join {
         &self.state
     }
 
+    /// Whether we were told to join through this peer.
+    pub fn is_initial(&self, peer: &PeerId) -> bool {
+        self.peers.contains(peer)
+    }
+
     pub fn retry_at(&self) -> Option<Moment> {
         self.retry_at
     }

@@ -2,7 +2,7 @@
 
 use libp2p_identity::PeerId;
 
-use super::{Ask, Contact, Node, Output, Purpose, Response, Tell, Ticket};
+use super::{Ask, Contact, Node, Output, Pending, Purpose, Response, Tell, Ticket};
 use crate::{
     DhtId,
     core::{
@@ -26,10 +26,16 @@ impl Node {
         self.reply(ticket, tell);
     }
 
-    /// A caller that we failed to reach lately is not believed to be reachable because it calls.
+    /// A caller that we failed to reach lately is not believed to be reachable because it calls: its answer to a ping
+    /// tells.
     fn meet_caller(&mut self, sender: Option<DhtId>, peer: PeerId) {
-        if let Some(id) = sender.filter(|_| !self.bans.is_banned(self.now, &peer)) {
-            self.met(Contact { id, peer });
+        let Some(id) = sender else { return };
+        if !self.bans.is_banned(self.now, &peer) {
+            return self.met(Contact { id, peer });
+        }
+        let is_asked = |pending: &Pending| pending.peer == peer && matches!(pending.purpose, Purpose::Check);
+        if !self.calls.values().any(is_asked) {
+            self.call(peer, Ask::Ping { validate: false }, Purpose::Check);
         }
     }
 

@@ -1,5 +1,7 @@
 //! Nodes talking to each other without actors: every call is carried out at once, or fails if its callee is down.
 
+mod reunion;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -18,6 +20,8 @@ struct World {
     wall: WallTime,
     nodes: BTreeMap<PeerId, Node>,
     down: BTreeSet<PeerId>,
+    /// Peers that reach only each other, as all others do.
+    apart: BTreeSet<PeerId>,
     /// Callers by their inbound ticket at a callee.
     inbound: BTreeMap<(PeerId, Ticket), (PeerId, CallId)>,
     log: Vec<(PeerId, PeerId, Ask)>,
@@ -46,6 +50,7 @@ impl World {
             wall: WallTime(1000.0),
             nodes: BTreeMap::new(),
             down: BTreeSet::new(),
+            apart: BTreeSet::new(),
             inbound: BTreeMap::new(),
             log: Vec::new(),
             done: Vec::new(),
@@ -99,7 +104,8 @@ impl World {
         match output {
             Output::Call { call, peer: callee, request, .. } => {
                 self.log.push((local, callee, request.ask.clone()));
-                if self.down.contains(&callee) || !self.nodes.contains_key(&callee) {
+                let is_apart = self.apart.contains(&local) != self.apart.contains(&callee);
+                if self.down.contains(&callee) || is_apart || !self.nodes.contains_key(&callee) {
                     let input = Input::Failed { call, reason: "down".to_owned(), peer_at_fault: true };
                     return inputs.push((local, input));
                 }
