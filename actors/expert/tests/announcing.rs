@@ -72,7 +72,7 @@ fn a_server_whose_bootstrap_is_down_is_not_ready_and_says_why() {
         let second = node(&sim, 2, vec![first.local_peer()]);
         let mut parts = server_parts(&sim, ServerConfig::default());
         parts.dht = Some(second);
-        let executors = skep_expert::Executors::Inline { cost: Arc::new(|_, _| millis(1)) };
+        let executors = skep_expert::Executors::Inline { cost: Arc::new(|_: &_, _, _| millis(1)) };
         let server = Server::with_executors(parts, vec![Closures::echo().hosted("e.0")], executors).unwrap();
         let error = server.ready(soon(&sim)).await.unwrap_err();
         assert!(error.to_string().contains("cannot join"), "{error}");

@@ -18,7 +18,7 @@ use skep_wire::{
 fn scale(uid: &str, factor: f32) -> HostedExpert {
     HostedExpert {
         uid: uid.parse().unwrap(),
-        factory: Box::new(move || Ok(Box::new(ScriptedBackend::scale(2, factor)))),
+        factory: Box::new(move || Ok(Box::new(ScriptedBackend::scale(factor).of_width(2)))),
     }
 }
 

@@ -133,7 +133,7 @@ fn a_factory_that_fails_or_panics_is_named_by_ready() {
             };
             let hosted = HostedExpert { uid: "e.0".parse().unwrap(), factory: Box::new(factory) };
             let parts = server_parts(&sim, ServerConfig::default());
-            let executors = skep_expert::Executors::Inline { cost: std::sync::Arc::new(|_, _| millis(1)) };
+            let executors = skep_expert::Executors::Inline { cost: std::sync::Arc::new(|_: &_, _, _| millis(1)) };
             let server = Server::with_executors(parts, vec![hosted], executors).unwrap();
             let error = server.ready(within(&sim, 1000)).await.unwrap_err();
             assert!(matches!(&error, ServerError::Build { uid, .. } if uid.as_str() == "e.0"), "{error}");

@@ -94,8 +94,8 @@ fn a_peer_that_is_at_work_may_be_asked_for_rows_that_a_failure_left_short() {
 fn an_expert_that_fails_is_replaced_by_another_one_of_the_same_server() {
     Sim::with_seed(9).run(|sim| async move {
         let backend = |uid: &skep_wire::ExpertUid| match uid.as_str() {
-            "m.0" => ScriptedBackend::scale(WIDTH, 2.0).fail_on(1),
-            _ => ScriptedBackend::scale(WIDTH, 2.0),
+            "m.0" => ScriptedBackend::scale(2.0).of_width(WIDTH).fail_on(1),
+            _ => ScriptedBackend::scale(2.0).of_width(WIDTH),
         };
         let hive = sim.servers(1).experts(["m.0", "m.1"]).backend_by_uid(backend).start().await;
         let moe = Mixture::new(&sim.client(&hive).await, MoeConfig::grid("m.", [2]).k_best(1)).unwrap();
@@ -187,7 +187,7 @@ fn an_overloaded_expert_is_asked_again_and_trains_once() {
     Sim::with_seed(8).run(|sim| async move {
         let config =
             skep_expert::ServerConfig { max_batch_size: 4, mailbox_rows: 4, executors: 1, ..Default::default() };
-        let backend = ScriptedBackend::scale(WIDTH, 2.0);
+        let backend = ScriptedBackend::scale(2.0).of_width(WIDTH);
         let hive = sim.servers(1).experts(["m.0"]).backend(backend).costing(millis(30)).config(config).start().await;
         let moe = Mixture::new(&sim.client(&hive).await, MoeConfig::grid("m.", [1]).k_best(1)).unwrap();
         let gather = moe.forward(vec![rows(4)], descending(4, &[1])).await.unwrap();

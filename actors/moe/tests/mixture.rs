@@ -14,7 +14,7 @@ use skep_wire::Method;
 /// Experts scale by one more than the number their last coordinate makes.
 fn by_coordinate(uid: &skep_wire::ExpertUid) -> ScriptedBackend {
     let last = *uid.coordinates().unwrap().last().unwrap();
-    ScriptedBackend::affine(WIDTH, last as f32 + 1.0, 0.0)
+    ScriptedBackend::affine(last as f32 + 1.0, 0.0).of_width(WIDTH)
 }
 
 #[test]
@@ -56,8 +56,8 @@ fn each_expert_is_called_once_with_all_its_rows() {
 fn only_experts_that_answered_are_trained() {
     Sim::with_seed(3).run(|sim| async move {
         let backend = |uid: &skep_wire::ExpertUid| match uid.as_str() {
-            "m.0" => ScriptedBackend::scale(WIDTH, 2.0).fail_on(1),
-            _ => ScriptedBackend::scale(WIDTH, 2.0),
+            "m.0" => ScriptedBackend::scale(2.0).of_width(WIDTH).fail_on(1),
+            _ => ScriptedBackend::scale(2.0).of_width(WIDTH),
         };
         let hive = sim.servers(1).experts(["m.0", "m.1"]).backend_by_uid(backend).start().await;
         let moe = Mixture::new(&sim.client(&hive).await, MoeConfig::grid("m.", [2]).k_best(2)).unwrap();
@@ -76,8 +76,8 @@ fn only_experts_that_answered_are_trained() {
 fn an_expert_that_fails_in_backward_gives_no_gradient_and_a_batch_without_any_is_an_error() {
     Sim::with_seed(4).run(|sim| async move {
         let backend = |uid: &skep_wire::ExpertUid| match uid.as_str() {
-            "m.0" => ScriptedBackend::scale(WIDTH, 2.0).fail_on(2).fail_on(3),
-            _ => ScriptedBackend::scale(WIDTH, 2.0).fail_on(3).fail_on(4),
+            "m.0" => ScriptedBackend::scale(2.0).of_width(WIDTH).fail_on(2).fail_on(3),
+            _ => ScriptedBackend::scale(2.0).of_width(WIDTH).fail_on(3).fail_on(4),
         };
         let hive = sim.servers(1).experts(["m.0", "m.1"]).backend_by_uid(backend).start().await;
         let moe = Mixture::new(&sim.client(&hive).await, MoeConfig::grid("m.", [2]).k_best(2)).unwrap();
@@ -97,7 +97,7 @@ fn an_expert_that_fails_in_backward_gives_no_gradient_and_a_batch_without_any_is
 #[test]
 fn not_a_number_is_a_failure_when_anomalies_are_looked_for() {
     Sim::with_seed(5).run(|sim| async move {
-        let backend = ScriptedBackend::scale(WIDTH, 1.0).nan_on(1);
+        let backend = ScriptedBackend::scale(1.0).of_width(WIDTH).nan_on(1);
         let hive = sim.servers(1).experts(["m.0", "m.1"]).backend(backend).start().await;
         let config = MoeConfig::grid("m.", [2]).k_best(1).detect_anomalies(true).allow_zero_outputs(true);
         let moe = Mixture::new(&sim.client(&hive).await, config).unwrap();
@@ -203,7 +203,7 @@ fn a_dropped_forward_ends_its_calls() {
 fn experts_with_another_shape_of_output_count_as_failed() {
     Sim::with_seed(11).run(|sim| async move {
         let widths = BTreeMap::from([("m.0", 4), ("m.1", 3)]);
-        let backend = move |uid: &skep_wire::ExpertUid| ScriptedBackend::scale(widths[uid.as_str()], 1.0);
+        let backend = move |uid: &skep_wire::ExpertUid| ScriptedBackend::scale(1.0).of_width(widths[uid.as_str()]);
         let hive = sim.servers(1).experts(["m.0", "m.1"]).backend_by_uid(backend).start().await;
         let moe = Mixture::new(&sim.client(&hive).await, MoeConfig::grid("m.", [2]).k_best(2)).unwrap();
         let gather = moe.forward(vec![rows(1)], descending(1, &[2])).await.unwrap();

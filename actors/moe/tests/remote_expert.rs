@@ -33,7 +33,12 @@ fn an_expert_is_found_by_its_name_and_answers_with_its_schema() {
 #[test]
 fn backward_trains_the_expert_and_returns_input_gradients() {
     Sim::with_seed(2).run(|sim| async move {
-        let hive = sim.servers(1).experts(["expert.0"]).backend(ScriptedBackend::affine(WIDTH, 3.0, 0.1)).start().await;
+        let hive = sim
+            .servers(1)
+            .experts(["expert.0"])
+            .backend(ScriptedBackend::affine(3.0, 0.1).of_width(WIDTH))
+            .start()
+            .await;
         let client = sim.client(&hive).await;
         let expert = RemoteExpert::find(&client, &"expert.0".parse().unwrap(), within(&sim, millis(5000))).await;
         let expert = expert.unwrap().unwrap();

@@ -111,7 +111,7 @@ async fn replay(sim: &Sim, case: &Value) {
         seed: sim.seed(),
         config: skep_expert::ServerConfig::default(),
     };
-    let cost = Arc::new(|_, _| millis(0));
+    let cost = Arc::new(|_: &_, _, _| millis(0));
     let server = Server::with_executors(parts, hosted.collect(), Executors::Inline { cost }).unwrap();
     server.ready(within(sim, millis(60_000))).await.unwrap();
 

@@ -3,9 +3,11 @@
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use skep_expert::{Backend, BackendError, Batch, Snapshot};
+use skep_kernel::Rows;
 use skep_wire::{DType, ExpertInfo, HostTensor, TensorDescriptor};
 
 /// A batch as the backend saw it.
@@ -32,11 +34,20 @@ impl Recording {
     }
 }
 
-/// An expert `y = weight · x` over float32 tensors `[batch, width]`.
+/// An expert `y = weight · x` over float32 tensors `[batch, width]`, of any width unless [one](Self::of_width) is set.
 ///
 /// [`scale`](Self::scale) never changes its weight; [`affine`](Self::affine) trains it by `weight -= lr · Σ x·g`, so a
 /// test can count its steps. Misbehaviour is ordered by the number of the batch, forward and backward counted together
-/// from 1.
+/// from 1. Costs are virtual time; they count where [`Servers`](crate::Servers) host it.
+///
+/// ```
+/// use std::time::Duration;
+/// use skep_testkit::ScriptedBackend;
+///
+/// let millis = Duration::from_millis;
+/// let backend = ScriptedBackend::scale(2.0).costing(millis(3)).costing_per_row(millis(1)).fail_on(2).panic_on(5);
+/// assert_eq!(backend.cost(skep_kernel::Rows(4)), millis(7));
+/// ```
 #[derive(Clone, Debug)]
 pub struct ScriptedBackend {
     info: ExpertInfo,
@@ -48,15 +59,16 @@ pub struct ScriptedBackend {
     panic_on: BTreeSet<u64>,
     nan_on: BTreeSet<u64>,
     tear_on: BTreeSet<u64>,
+    cost: Duration,
+    cost_per_row: Duration,
     recording: Recording,
 }
 
 impl ScriptedBackend {
-    /// Multiplies rows of `width` values by `factor`; backward counts a step and changes nothing.
-    pub fn scale(width: usize, factor: f32) -> Self {
-        let tensor = TensorDescriptor::batched(DType::F32, &[width]);
+    /// Multiplies by `factor`; backward counts a step and changes nothing.
+    pub fn scale(factor: f32) -> Self {
         Self {
-            info: ExpertInfo::simple(tensor.clone(), tensor.with_grad()),
+            info: info(TensorDescriptor { size: vec![None, None], ..TensorDescriptor::batched(DType::F32, &[]) }),
             weight: factor,
             learning_rate: 0.0,
             steps: 0,
@@ -65,13 +77,35 @@ impl ScriptedBackend {
             panic_on: BTreeSet::new(),
             nan_on: BTreeSet::new(),
             tear_on: BTreeSet::new(),
+            cost: Duration::ZERO,
+            cost_per_row: Duration::ZERO,
             recording: Recording::default(),
         }
     }
 
-    /// Multiplies rows of `width` values by a weight that backward trains.
-    pub fn affine(width: usize, weight: f32, learning_rate: f32) -> Self {
-        Self { learning_rate, ..Self::scale(width, weight) }
+    /// Multiplies by a weight that backward trains.
+    pub fn affine(weight: f32, learning_rate: f32) -> Self {
+        Self { learning_rate, ..Self::scale(weight) }
+    }
+
+    /// Takes only rows of this width.
+    pub fn of_width(self, width: usize) -> Self {
+        Self { info: info(TensorDescriptor::batched(DType::F32, &[width])), ..self }
+    }
+
+    /// What each batch costs in virtual time.
+    pub fn costing(self, cost: Duration) -> Self {
+        Self { cost, ..self }
+    }
+
+    /// What each row of a batch costs beside that.
+    pub fn costing_per_row(self, cost_per_row: Duration) -> Self {
+        Self { cost_per_row, ..self }
+    }
+
+    /// What a batch of so many rows costs.
+    pub fn cost(&self, rows: Rows) -> Duration {
+        self.cost + self.cost_per_row * rows.0
     }
 
     /// The n-th batch fails before anything changes.
@@ -129,6 +163,10 @@ impl ScriptedBackend {
         let scaled = HostTensor::from_f32(tensor.shape(), &values);
         Ok(vec![scaled.map_err(|error| BackendError::Failed(error.to_string()))?])
     }
+}
+
+fn info(tensor: TensorDescriptor) -> ExpertInfo {
+    ExpertInfo::simple(tensor.clone(), tensor.with_grad())
 }
 
 fn only(tensors: &[HostTensor]) -> Result<&HostTensor, BackendError> {

@@ -1,14 +1,35 @@
-//! The actor test harness: peers of one process on a simulated network, virtual time, scripted experts. No sockets, no
-//! threads, no wall clock: a run is replayed by its seed.
+//! The actor test harness: whole hives in one process, on a simulated network, in virtual time, replayed by a seed. No
+//! sockets, no threads, no wall clock: servers, DHT nodes and clients are the real ones, only `Transport`, `Clock` and the
+//! executors are simulated.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 mod backend;
+mod client;
+mod clock;
+mod dht_node;
+mod hive;
+mod latency;
+mod link;
+mod moe;
+mod names;
 mod network;
+mod node;
+mod process;
 mod servers;
 mod sim;
+mod trace;
 
 pub use backend::{Recorded, Recording, ScriptedBackend};
-pub use network::{Latency, SimNetwork, SimTransport, Wire};
-pub use servers::{Hive, Servers, SimServer};
+pub use client::{Clients, SimClient};
+pub use dht_node::SimDht;
+pub use hive::Hive;
+pub use latency::Latency;
+pub use link::Link;
+pub use moe::{MoeBuilder, MoeOutput, SimMoe};
+pub use names::ExpertNames;
+pub use network::{CallUnderWay, SimNetwork, SimTransport, Wire};
+pub use node::{Health, Node, Nodes};
+pub use servers::{Servers, SimServer};
 pub use sim::{Setup, Sim};
+pub use trace::{Event, Happening, Trace};

@@ -1,54 +1,29 @@
 //! [`SimNetwork`]: calls between peers of one process, under virtual time, with latency and hardship.
 
+mod exchange;
+mod transport;
+
 use std::{
     collections::BTreeMap,
-    ops::Range,
-    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
-use futures::{FutureExt, future::BoxFuture};
 use libp2p_identity::{Keypair, PeerId};
-use multiaddr::{Multiaddr, Protocol};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use skep_kernel::{Deadline, SharedClock, time::before};
-use skep_rpc::{Answer, Call, Inbound, Meta, RequestId, Router, RpcError, ServeError, Service, Step, Transport};
-use skep_wire::{Method, error_text};
+use skep_kernel::{SharedClock, Spawner};
+use skep_rpc::Router;
+use skep_wire::Method;
 use tokio::sync::watch;
 
-/// What a server on hivemind's wire assumes of a caller whose deadline it cannot see.
-const LEGACY_DEADLINE: Duration = Duration::from_secs(300);
+pub use transport::SimTransport;
 
-/// Time that a message takes one way.
-#[derive(Clone, Debug)]
-pub enum Latency {
-    /// Always the same.
-    Constant(Duration),
-    /// Equally distributed.
-    Uniform(Range<Duration>),
-}
-
-impl Latency {
-    /// Always `one_way`.
-    pub fn constant(one_way: Duration) -> Self {
-        Self::Constant(one_way)
-    }
-
-    /// Equally distributed over `range`.
-    pub fn uniform(range: Range<Duration>) -> Self {
-        Self::Uniform(range)
-    }
-
-    fn draw(&self, random: &mut ChaCha8Rng) -> Duration {
-        match self {
-            Latency::Constant(latency) => *latency,
-            Latency::Uniform(range) if range.is_empty() => range.start,
-            Latency::Uniform(range) => random.random_range(range.clone()),
-        }
-    }
-}
+use crate::{
+    Latency,
+    link::{Link, Ways},
+    trace::{Happening, Trace},
+};
 
 /// What calls carry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,73 +44,159 @@ enum Condition {
 }
 
 struct Node {
+    number: u32,
     router: Router,
     condition: watch::Sender<Condition>,
     is_client: bool,
+    /// Runs what it serves.
+    spawner: Spawner,
 }
 
 struct State {
     random: ChaCha8Rng,
-    latency: Latency,
-    loss: f64,
+    ways: Ways,
     wire: Wire,
+    max_message: usize,
     nodes: BTreeMap<PeerId, Node>,
     delivered: BTreeMap<(PeerId, Method), u64>,
-    in_flight: usize,
+    calls: BTreeMap<u64, CallUnderWay>,
+    next_call: u64,
+    serving: usize,
+}
+
+/// A call that has not ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CallUnderWay {
+    /// Who waits.
+    pub from: PeerId,
+    /// For whom.
+    pub to: PeerId,
+    /// For what.
+    pub method: Method,
+    /// Since when.
+    pub since: skep_kernel::Moment,
 }
 
 /// A network of one process, shared by reference. Every peer reaches every other one until hardship is ordered; latency
-/// is zero until set. Deterministic on one thread: peers, latencies and losses follow from the seed.
+/// is zero until set. Deterministic on one thread: peers, latencies and losses follow from the seed. Every knob may be
+/// turned while calls are under way.
+///
+/// ```
+/// use std::time::Duration;
+/// use skep_testkit::{Latency, Sim};
+///
+/// Sim::with_seed(7).run(|sim| async move {
+///     let millis = Duration::from_millis;
+///     sim.network().latency(Latency::uniform(millis(20)..millis(80))).loss(0.01);
+///     let (a, b) = (sim.dht_node(&[]), sim.dht_node(&[]));
+///     sim.network().partition(&[a.peer()], &[b.peer()]);
+///     sim.network().heal();
+/// });
+/// ```
 #[derive(Clone)]
 pub struct SimNetwork {
     clock: SharedClock,
+    trace: Trace,
     state: Arc<Mutex<State>>,
+    /// Told when a way is cut, mended, held or released.
+    turned: Arc<watch::Sender<()>>,
 }
 
 impl SimNetwork {
     /// An empty network.
     pub fn new(clock: SharedClock, seed: u64) -> Self {
-        let state = State {
-            random: ChaCha8Rng::seed_from_u64(seed),
-            latency: Latency::Constant(Duration::ZERO),
-            loss: 0.0,
-            wire: Wire::Native,
-            nodes: BTreeMap::new(),
-            delivered: BTreeMap::new(),
-            in_flight: 0,
-        };
-        Self { clock, state: Arc::new(Mutex::new(state)) }
+        Self::traced(clock, seed, Trace::default())
     }
 
-    /// A peer that serves what `router` routes.
+    pub(crate) fn traced(clock: SharedClock, seed: u64, trace: Trace) -> Self {
+        let state = State {
+            random: ChaCha8Rng::seed_from_u64(seed),
+            ways: Ways::default(),
+            wire: Wire::Native,
+            max_message: usize::MAX,
+            nodes: BTreeMap::new(),
+            delivered: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            next_call: 0,
+            serving: 0,
+        };
+        Self { clock, trace, state: Arc::new(Mutex::new(state)), turned: Arc::new(watch::Sender::new(())) }
+    }
+
+    /// A peer that serves what `router` routes, on the runtime of whoever calls it. For whole nodes see
+    /// [`Sim::dht_node`](crate::Sim::dht_node) and [`Sim::servers`](crate::Sim::servers).
     pub fn node(&self, router: Router) -> SimTransport {
-        self.join(router, false)
+        self.join(router, false, on_this_runtime())
     }
 
     /// A peer that only asks: it has no address and nobody can call it.
     pub fn client(&self) -> SimTransport {
-        self.join(Router::new(), true)
+        self.join(Router::new(), true, on_this_runtime())
     }
 
-    fn join(&self, router: Router, is_client: bool) -> SimTransport {
+    pub(crate) fn join(&self, router: Router, is_client: bool, spawner: Spawner) -> SimTransport {
         let mut state = self.state();
         let secret: [u8; 32] = state.random.random();
         let peer = Keypair::ed25519_from_bytes(secret).expect("32 bytes are a key").public().to_peer_id();
         let condition = watch::Sender::new(Condition::Running);
-        state.nodes.insert(peer, Node { router, condition, is_client });
-        SimTransport { network: self.clone(), peer }
+        let number = u32::try_from(state.nodes.len()).unwrap_or(u32::MAX).saturating_add(1);
+        state.nodes.insert(peer, Node { number, router, condition, is_client, spawner });
+        drop(state);
+        self.trace.add(self.clock.now(), number, Happening::Joined);
+        SimTransport::new(self.clone(), peer)
+    }
+
+    /// The node has a new process.
+    pub(crate) fn rejoin(&self, peer: PeerId, router: Router, spawner: Spawner) {
+        if let Some(node) = self.state().nodes.get_mut(&peer) {
+            (node.router, node.spawner) = (router, spawner);
+        }
+        self.set(peer, Condition::Running, "start again");
     }
 
     /// Sets the latency of messages sent from now on.
     pub fn latency(&self, latency: Latency) -> &Self {
-        self.state().latency = latency;
-        self
+        self.on_ways(|ways| ways.all.latency = Some(latency))
+    }
+
+    /// Adds up to so much to every message's latency, equally distributed.
+    pub fn jitter(&self, jitter: Duration) -> &Self {
+        self.on_ways(|ways| ways.all.jitter = Some(jitter))
     }
 
     /// Sets the share of messages that get lost, requests and answers alike.
     pub fn loss(&self, probability: f64) -> &Self {
-        self.state().loss = probability;
-        self
+        self.on_ways(|ways| ways.all.loss = Some(probability))
+    }
+
+    /// Sets the share of calls that arrive twice, with the same request id, as by a retry.
+    pub fn duplication(&self, probability: f64) -> &Self {
+        self.on_ways(|ways| ways.all.duplication = Some(probability))
+    }
+
+    /// Holds this share of messages up by up to `by`, so that later ones overtake them.
+    pub fn reordering(&self, probability: f64, by: Duration) -> &Self {
+        self.on_ways(|ways| ways.all.reordering = Some((probability, by)))
+    }
+
+    /// Sets the bytes a second that each way between two peers carries.
+    pub fn bandwidth(&self, bytes_per_second: u64) -> &Self {
+        self.on_ways(|ways| ways.all.bandwidth = Some(bytes_per_second))
+    }
+
+    /// Sets the share of calls that are refused before they begin.
+    pub fn refusal(&self, probability: f64) -> &Self {
+        self.on_ways(|ways| ways.all.refusal = Some(probability))
+    }
+
+    /// Sets the share of calls whose connection breaks in the middle of the answer: they were served.
+    pub fn reset(&self, probability: f64) -> &Self {
+        self.on_ways(|ways| ways.all.reset = Some(probability))
+    }
+
+    /// Sets the share of calls that are served and never answered.
+    pub fn silence(&self, probability: f64) -> &Self {
+        self.on_ways(|ways| ways.all.silence = Some(probability))
     }
 
     /// Sets what calls carry from now on.
@@ -144,35 +205,90 @@ impl SimNetwork {
         self
     }
 
+    /// Sets the largest body of a request or an answer, in bytes; there is no limit at first.
+    pub fn max_message(&self, bytes: usize) -> &Self {
+        self.state().max_message = bytes;
+        self
+    }
+
+    /// The ways between two peers, both directions.
+    pub fn link(&self, a: PeerId, b: PeerId) -> Link<'_> {
+        Link { network: self, from: a, to: b, both: true }
+    }
+
+    /// The way from one peer to another.
+    pub fn one_way(&self, from: PeerId, to: PeerId) -> Link<'_> {
+        Link { network: self, from, to, both: false }
+    }
+
+    /// Cuts every way between two groups. Messages vanish, those under way included; callers see their deadline.
+    pub fn partition(&self, some: &[PeerId], others: &[PeerId]) -> &Self {
+        let pairs = || some.iter().flat_map(|a| others.iter().map(move |b| (*a, *b)));
+        self.on_ways(|ways| ways.cut.extend(pairs().flat_map(|(a, b)| [(a, b), (b, a)])))
+    }
+
+    /// Ends every partition and every other cut.
+    pub fn heal(&self) -> &Self {
+        self.on_ways(|ways| ways.cut.clear())
+    }
+
+    /// Stops messages between two peers until [`release`](Self::release); none is lost.
+    pub fn hold(&self, a: PeerId, b: PeerId) -> &Self {
+        self.link(a, b).hold();
+        self
+    }
+
+    /// Lets the messages between two peers go.
+    pub fn release(&self, a: PeerId, b: PeerId) -> &Self {
+        self.link(a, b).release();
+        self
+    }
+
+    pub(crate) fn on_ways(&self, change: impl FnOnce(&mut Ways)) -> &Self {
+        change(&mut self.state().ways);
+        self.turned.send_replace(());
+        self
+    }
+
     /// The machine is gone: what it was serving ends, and nobody hears of it again.
     pub fn kill(&self, peer: PeerId) {
-        self.set(peer, Condition::Killed);
+        self.set(peer, Condition::Killed, "be killed");
     }
 
     /// The process stands still: requests and answers wait until [`restore`](Self::restore).
     pub fn freeze(&self, peer: PeerId) {
-        self.set(peer, Condition::Frozen);
+        self.set(peer, Condition::Frozen, "freeze");
     }
 
     /// The process is gone, its machine is not: calls in flight break, new ones are refused at once.
     pub fn refuse(&self, peer: PeerId) {
-        self.set(peer, Condition::Refusing);
+        self.set(peer, Condition::Refusing, "refuse");
     }
 
     /// Ends any hardship of a peer.
     pub fn restore(&self, peer: PeerId) {
-        self.set(peer, Condition::Running);
+        self.set(peer, Condition::Running, "be well");
     }
 
-    fn set(&self, peer: PeerId, condition: Condition) {
-        if let Some(node) = self.state().nodes.get(&peer) {
-            node.condition.send_replace(condition);
-        }
+    fn set(&self, peer: PeerId, condition: Condition, order: &'static str) {
+        let number = match self.state().nodes.get(&peer) {
+            Some(node) => {
+                node.condition.send_replace(condition);
+                node.number
+            }
+            None => return,
+        };
+        self.trace.add(self.clock.now(), number, Happening::Ordered(order));
     }
 
     /// Peers that ever joined.
     pub fn peers(&self) -> usize {
         self.state().nodes.len()
+    }
+
+    /// The number of a peer in traces, in the order of joining; 0 for one that never joined.
+    pub fn number(&self, peer: PeerId) -> u32 {
+        self.state().nodes.get(&peer).map_or(0, |node| node.number)
     }
 
     /// Calls of `method` that arrived at any peer's service.
@@ -187,154 +303,28 @@ impl SimNetwork {
 
     /// Calls that are under way.
     pub fn in_flight(&self) -> usize {
-        self.state().in_flight
+        self.state().calls.len()
+    }
+
+    /// Who waits for whom, in the order of the calls.
+    pub fn calls_under_way(&self) -> Vec<CallUnderWay> {
+        self.state().calls.values().cloned().collect()
+    }
+
+    /// Calls that are being served, those whose caller has left included.
+    pub fn serving(&self) -> usize {
+        self.state().serving
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("nothing panics while it holds the network")
     }
-
-    /// One message's way: completes on arrival, never for a lost one.
-    async fn travel(&self) {
-        let (latency, lost) = {
-            let state = &mut *self.state();
-            let lost = state.loss > 0.0 && state.random.random_bool(state.loss.min(1.0));
-            (state.latency.draw(&mut state.random), lost)
-        };
-        if lost {
-            std::future::pending::<()>().await;
-        }
-        if !latency.is_zero() {
-            self.clock.sleep_until(self.clock.now() + latency).await;
-        }
-    }
-
-    async fn exchange(self, from: PeerId, call: Call) -> Result<Answer, RpcError> {
-        let peer = call.peer;
-        let unreachable = |step, reason: &str| RpcError::Unreachable { peer, step, reason: reason.to_owned() };
-        let (mut caller, mut callee, router, wire) = {
-            let state = self.state();
-            let Some(node) = state.nodes.get(&peer).filter(|node| !node.is_client) else {
-                return Err(unreachable(Step::Resolve, "no address is known"));
-            };
-            let caller = state.nodes[&from].condition.subscribe();
-            (caller, node.condition.subscribe(), node.router.clone(), state.wire)
-        };
-        running(&mut caller).await.map_err(|Gone| unreachable(Step::Dial, "this node is stopped"))?;
-        self.travel().await;
-        running(&mut callee).await.map_err(|Gone| unreachable(Step::Dial, "connection refused"))?;
-        *self.state().delivered.entry((peer, call.method)).or_default() += 1;
-
-        let served = router.serve(self.arrive(from, call, wire));
-        let served = AssertUnwindSafe(served).catch_unwind();
-        tokio::pin!(served);
-        let outcome = loop {
-            tokio::select! {
-                biased;
-                still = running(&mut callee) => still.map_err(|Gone| unreachable(Step::Exchange, "connection reset"))?,
-                outcome = &mut served => break outcome,
-            }
-            // Running: serve until the condition changes.
-            tokio::select! {
-                biased;
-                _changed = callee.changed() => {}
-                outcome = &mut served => break outcome,
-            }
-        };
-        running(&mut callee).await.map_err(|Gone| unreachable(Step::Exchange, "connection reset"))?;
-        self.travel().await;
-        let outcome = outcome.unwrap_or_else(|_panic| Err(ServeError::Internal("the service panicked".to_owned())));
-        match (outcome, wire) {
-            (Ok(answer), Wire::Native) => Ok(answer),
-            (Ok(answer), Wire::Hivemind) => Ok(Answer { body: answer.body, load: None }),
-            (Err(error), Wire::Native) => Err(error.into_rpc(peer)),
-            (Err(ServeError::Refused(reason)), Wire::Hivemind) => Err(RpcError::Refused { peer, reason }),
-            (Err(error), Wire::Hivemind) => {
-                let (kind, text) = error.as_python();
-                Err(RpcError::Remote { text: error_text::repr(kind, &text) })
-            }
-        }
-    }
-
-    fn arrive(&self, from: PeerId, call: Call, wire: Wire) -> Inbound {
-        let meta = match wire {
-            Wire::Native => call.meta,
-            Wire::Hivemind => Meta {
-                deadline: Deadline::after(self.clock.now(), LEGACY_DEADLINE),
-                request_id: RequestId(self.state().random.random()),
-                trace: None,
-            },
-        };
-        Inbound { peer: from, method: call.method, body: call.body, meta, knows_overload: wire == Wire::Native }
-    }
 }
 
-struct Gone;
-
-/// Waits until the peer runs; never ends for a killed one.
-async fn running(condition: &mut watch::Receiver<Condition>) -> Result<(), Gone> {
-    loop {
-        let now = *condition.borrow_and_update();
-        match now {
-            Condition::Running => return Ok(()),
-            Condition::Refusing => return Err(Gone),
-            Condition::Killed => std::future::pending().await,
-            Condition::Frozen => condition.changed().await.map_err(|_network_gone| Gone)?,
-        }
-    }
-}
-
-/// One peer's end of a [`SimNetwork`].
-#[derive(Clone)]
-pub struct SimTransport {
-    network: SimNetwork,
-    peer: PeerId,
-}
-
-/// Counts a call as long as it lives.
-struct InFlight(SimNetwork);
-
-impl InFlight {
-    fn new(network: &SimNetwork) -> Self {
-        network.state().in_flight += 1;
-        Self(network.clone())
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.state().in_flight -= 1;
-    }
-}
-
-impl Transport for SimTransport {
-    fn call(&self, call: Call) -> BoxFuture<'static, Result<Answer, RpcError>> {
-        let (network, from) = (self.network.clone(), self.peer);
-        Box::pin(async move {
-            let _counted = InFlight::new(&network);
-            let (clock, peer, deadline) = (network.clock.clone(), call.peer, call.meta.deadline);
-            let started = clock.now();
-            let exchange = network.clone().exchange(from, call);
-            let late = |_| {
-                let waited = deadline.moment().since(started);
-                RpcError::Deadline { peer, step: Step::Exchange, waited }
-            };
-            before(&*clock, deadline, exchange).await.map_err(late)?
-        })
-    }
-
-    fn local_peer(&self) -> PeerId {
-        self.peer
-    }
-
-    fn addresses(&self) -> Vec<Multiaddr> {
-        let state = self.network.state();
-        if state.nodes[&self.peer].is_client {
-            return Vec::new();
-        }
-        let port = state.nodes.keys().position(|peer| *peer == self.peer).expect("a transport's node stays") as u64;
-        vec![Multiaddr::empty().with(Protocol::Memory(port + 1)).with(Protocol::P2p(self.peer))]
-    }
-
-    fn add_addresses(&self, _peer: PeerId, _addresses: Vec<Multiaddr>) {}
+/// Serves on the runtime that calls.
+fn on_this_runtime() -> Spawner {
+    Spawner::new(|future| {
+        tokio::spawn(future);
+        true
+    })
 }

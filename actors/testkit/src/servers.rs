@@ -1,51 +1,79 @@
 //! Servers of a simulation: real DHT nodes and real experts over the simulated network.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    panic::Location,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use libp2p_identity::PeerId;
-use skep_dht::{Dht, DhtConfig, DhtParts};
+use skep_dht::{Dht, DhtConfig};
 use skep_expert::{Backend, BackendFactory, Executors, HostedExpert, Server, ServerConfig, ServerParts};
 use skep_kernel::Deadline;
-use skep_moe::Client;
-use skep_rpc::{Bans, Router, SharedTransport};
 use skep_wire::ExpertUid;
 
-use crate::{Recording, ScriptedBackend, Sim};
+use crate::{
+    Hive, Node, Recording, ScriptedBackend, Sim, SimDht, dht_node::start_dht, names::ExpertNames, node::Birth,
+};
 
 /// Virtual time within which servers and clients must have started.
-const START: Duration = Duration::from_secs(60);
+pub(crate) const START: Duration = Duration::from_secs(60);
 
-/// Servers about to start: which experts, what they compute, what that costs.
+type MakeBackend = Arc<dyn Fn(&ExpertUid) -> ScriptedBackend + Send + Sync>;
+
+/// Servers about to start: which experts, what they compute, what that costs. From [`Sim::servers`].
+///
+/// ```
+/// use std::time::Duration;
+/// use skep_testkit::{ScriptedBackend, Sim};
+///
+/// Sim::with_seed(1).run(|sim| async move {
+///     let backend = ScriptedBackend::scale(2.0).costing(Duration::from_millis(3));
+///     let hive = sim.servers(4).experts("ffn.[0:2].[0:4]").backend(backend).start().await;
+///     assert_eq!(hive.servers().len(), 4);
+/// });
+/// ```
 pub struct Servers<'a> {
     sim: &'a Sim,
     count: usize,
     uids: Vec<ExpertUid>,
-    backend: Box<dyn Fn(&ExpertUid) -> ScriptedBackend>,
-    cost: Duration,
+    cost: Option<Duration>,
+    recipe: Recipe,
+    started_at: &'static Location<'static>,
+}
+
+/// What all servers of a hive have in common.
+#[derive(Clone)]
+struct Recipe {
+    backend: MakeBackend,
     config: ServerConfig,
+    dht: DhtConfig,
+    initial_peers: Vec<PeerId>,
 }
 
 impl Sim {
-    /// So many servers, which share the experts out among them.
+    /// So many servers, which share the experts out among them. Each has one executor unless its configuration says
+    /// otherwise, whatever the machine has.
+    #[track_caller]
     pub fn servers(&self, count: usize) -> Servers<'_> {
-        Servers {
-            sim: self,
-            count,
-            uids: Vec::new(),
-            backend: Box::new(|_| ScriptedBackend::scale(4, 2.0)),
-            cost: Duration::ZERO,
-            config: ServerConfig::default(),
-        }
+        let recipe = Recipe {
+            backend: Arc::new(|_| ScriptedBackend::scale(2.0).of_width(4)),
+            config: ServerConfig { executors: 1, ..ServerConfig::default() },
+            dht: DhtConfig::default(),
+            initial_peers: Vec::new(),
+        };
+        Servers { sim: self, count, uids: Vec::new(), cost: None, recipe, started_at: Location::caller() }
     }
 }
 
 impl Servers<'_> {
-    /// Hosts these experts.
+    /// Hosts these experts: a pattern as in `"ffn.[0:5].[0:4]"`, which stands for all its places, or a list of names.
     ///
     /// # Panics
     /// When one is no uid.
-    pub fn experts<'u>(mut self, uids: impl IntoIterator<Item = &'u str>) -> Self {
-        self.uids.extend(uids.into_iter().map(|uid| uid.parse::<ExpertUid>().expect("a uid")));
+    pub fn experts(mut self, names: impl ExpertNames) -> Self {
+        self.uids.extend(names.uids());
         self
     }
 
@@ -53,35 +81,45 @@ impl Servers<'_> {
     ///
     /// # Panics
     /// When `prefix` is no bare name with a dot.
-    pub fn grid(mut self, prefix: &str, sizes: &[u64]) -> Self {
-        let mut names = vec![prefix.strip_suffix('.').expect("a prefix ends with a dot").to_owned()];
-        for size in sizes {
-            names = names.iter().flat_map(|name| (0..*size).map(move |i| format!("{name}.{i}"))).collect();
-        }
-        self.uids.extend(names.iter().map(|name| name.parse::<ExpertUid>().expect("a uid")));
-        self
+    pub fn grid(self, prefix: &str, sizes: &[u64]) -> Self {
+        let name = prefix.strip_suffix('.').expect("a prefix ends with a dot");
+        let ranges: String = sizes.iter().map(|size| format!(".[0:{size}]")).collect();
+        self.experts(&*format!("{name}{ranges}"))
     }
 
-    /// What every expert computes.
+    /// What every expert computes, and what that costs.
     pub fn backend(self, backend: ScriptedBackend) -> Self {
         self.backend_by_uid(move |_| backend.recorded_anew())
     }
 
     /// What each expert computes.
-    pub fn backend_by_uid(mut self, backend: impl Fn(&ExpertUid) -> ScriptedBackend + 'static) -> Self {
-        self.backend = Box::new(backend);
+    pub fn backend_by_uid(mut self, backend: impl Fn(&ExpertUid) -> ScriptedBackend + Send + Sync + 'static) -> Self {
+        self.recipe.backend = Arc::new(backend);
         self
     }
 
-    /// What each batch costs in virtual time.
+    /// What each batch costs in virtual time, whatever the backend says.
     pub fn costing(mut self, cost: Duration) -> Self {
-        self.cost = cost;
+        self.cost = Some(cost);
         self
     }
 
-    /// How they batch, wait and announce.
+    /// How they batch and wait.
     pub fn config(mut self, config: ServerConfig) -> Self {
-        self.config = config;
+        let executors = config.executors.max(1);
+        self.recipe.config = ServerConfig { executors, ..config };
+        self
+    }
+
+    /// How their DHT nodes behave, and how often they announce.
+    pub fn dht(mut self, config: DhtConfig) -> Self {
+        self.recipe.dht = config;
+        self
+    }
+
+    /// Joins the DHT through these peers instead of a node of their own.
+    pub fn join(mut self, initial_peers: &[PeerId]) -> Self {
+        self.recipe.initial_peers = initial_peers.to_vec();
         self
     }
 
@@ -90,162 +128,116 @@ impl Servers<'_> {
     /// # Panics
     /// When a server is not ready within a minute.
     pub async fn start(self) -> Hive {
-        let bootstrap = self.sim.dht_node(0, Router::new(), &[]).1;
-        let initial_peers = [bootstrap.local_peer()];
-        let mut servers = Vec::new();
-        for number in 0..self.count {
-            let uids = self.uids.iter().skip(number).step_by(self.count);
-            servers.push(self.start_one(number as u64 + 1, uids, &initial_peers));
+        let hive = self.launch();
+        for server in hive.servers() {
+            let ready = server.server().ready(Deadline::after(hive.now(), START)).await;
+            ready.unwrap_or_else(|error| panic!("{} does not start: {error}", server.node().name()));
         }
-        for server in &servers {
-            server.server.ready(Deadline::after(self.sim.now(), START)).await.expect("a server starts");
-        }
-        Hive { bootstrap, servers }
+        hive
     }
 
-    fn start_one<'u>(
-        &self,
-        number: u64,
-        uids: impl Iterator<Item = &'u ExpertUid>,
-        initial_peers: &[PeerId],
-    ) -> SimServer {
-        let router = Router::new();
-        let (transport, dht) = self.sim.dht_node(number, router.clone(), initial_peers);
-        let mut recordings = BTreeMap::new();
-        let hosted = uids.map(|uid| {
-            let backend = (self.backend)(uid);
-            recordings.insert(uid.clone(), backend.recording());
+    /// As [`start`](Self::start), without waiting for anything.
+    pub fn launch(mut self) -> Hive {
+        let mut bootstrap = None;
+        if self.recipe.initial_peers.is_empty() {
+            let node = SimDht::start(self.sim, self.recipe.dht.clone(), &[], self.started_at);
+            self.recipe.initial_peers = vec![node.peer()];
+            bootstrap = Some(node);
+        }
+        let shares = (0..self.count).map(|number| self.uids.iter().skip(number).step_by(self.count).cloned().collect());
+        let servers = shares.map(|uids| self.start_one(uids)).collect();
+        Hive::new(self.sim, bootstrap, self.recipe.initial_peers.clone(), self.recipe.dht.announced_for(), servers)
+    }
+
+    fn start_one(&self, uids: Vec<ExpertUid>) -> SimServer {
+        let mut hosts = BTreeMap::new();
+        for uid in uids {
+            let mut backend = (self.recipe.backend)(&uid);
+            if let Some(cost) = self.cost {
+                backend = backend.costing(cost);
+            }
+            hosts.insert(uid, backend);
+        }
+        let recordings = hosts.iter().map(|(uid, backend)| (uid.clone(), backend.recording())).collect();
+        let parts: Arc<Mutex<Option<Parts>>> = Arc::default();
+        let (recipe, shared) = (self.recipe.clone(), parts.clone());
+        let boot = move |birth: Birth| {
+            let started = Parts::start(&recipe, &hosts, birth);
+            *shared.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
+        };
+        let node = Node::start(self.sim, "server", false, self.started_at, boot);
+        SimServer { node, parts, recordings }
+    }
+}
+
+/// What runs in a server's process.
+#[derive(Clone)]
+struct Parts {
+    dht: Dht,
+    server: Server,
+}
+
+impl Parts {
+    fn start(recipe: &Recipe, hosts: &BTreeMap<ExpertUid, ScriptedBackend>, birth: Birth) -> Self {
+        let dht = start_dht(&birth, recipe.dht.clone(), &recipe.initial_peers);
+        let hosted = hosts.iter().map(|(uid, backend)| {
+            let backend = backend.clone();
             let factory: BackendFactory = Box::new(move || Ok(Box::new(backend.clone()) as Box<dyn Backend>));
             HostedExpert { uid: uid.clone(), factory }
         });
-        let hosted = hosted.collect();
+        let (hosted, costs, speed) = (hosted.collect(), hosts.clone(), birth.speed.clone());
+        let cost = Arc::new(move |uid: &ExpertUid, _kind, rows| {
+            speed.cost_here(costs.get(uid).map_or(Duration::ZERO, |backend| backend.cost(rows)))
+        });
         let parts = ServerParts {
-            clock: self.sim.clock(),
-            spawner: self.sim.spawner(),
+            clock: birth.clock,
+            spawner: birth.spawner,
             dht: Some(dht.clone()),
-            router,
-            seed: self.sim.seed() + number,
-            config: self.config.clone(),
+            router: birth.router,
+            seed: birth.seed.derive("server").number(),
+            config: recipe.config.clone(),
         };
-        let cost = self.cost;
-        let executors = Executors::Inline { cost: Arc::new(move |_, _| cost) };
-        let server = Server::with_executors(parts, hosted, executors).expect("the servers' configuration works");
-        SimServer { peer: transport.local_peer(), dht, server, recordings }
+        let server = Server::with_executors(parts, hosted, Executors::Inline { cost });
+        Self { dht, server: server.expect("the servers' configuration works") }
     }
 }
 
-impl Sim {
-    fn dht_node(&self, number: u64, router: Router, initial_peers: &[PeerId]) -> (SharedTransport, Dht) {
-        let transport: SharedTransport = Arc::new(self.network().node(router.clone()));
-        let dht = self.dht(transport.clone(), router, number, DhtConfig::default(), initial_peers);
-        (transport, dht)
-    }
-
-    fn dht(
-        &self,
-        transport: SharedTransport,
-        router: Router,
-        number: u64,
-        config: DhtConfig,
-        initial_peers: &[PeerId],
-    ) -> Dht {
-        Dht::start_unsupervised(DhtParts {
-            transport,
-            router,
-            bans: Bans::new(),
-            clock: self.clock(),
-            seed: self.seed().wrapping_mul(1009).wrapping_add(number),
-            config,
-            initial_peers: initial_peers.to_vec(),
-        })
-    }
-
-    /// A DHT node of its own beside the hive's servers, for experts that [`Servers`] does not make. Calls that `router`
-    /// routes reach it.
-    pub fn dht_beside(&self, hive: &Hive, router: Router) -> Dht {
-        self.dht_node(self.network().peers() as u64, router, &[hive.bootstrap.local_peer()]).1
-    }
-
-    /// A client in a process of its own that has joined the hive's DHT.
-    ///
-    /// # Panics
-    /// When it has not joined within a minute.
-    pub async fn client(&self, hive: &Hive) -> Client {
-        let transport: SharedTransport = Arc::new(self.network().client());
-        let initial_peers = [hive.bootstrap.local_peer()];
-        let number = self.network().peers() as u64;
-        let dht = self.dht(transport.clone(), Router::new(), number, DhtConfig::client(), &initial_peers);
-        dht.joined(Deadline::after(self.now(), START)).await.expect("a client joins");
-        let (clock, spawner, seed) = (self.clock(), self.spawner(), self.seed() + number);
-        Client { dht, transport, clock, spawner, seed }
-    }
-}
-
-/// Running servers and the DHT node that they joined through.
-pub struct Hive {
-    bootstrap: Dht,
-    servers: Vec<SimServer>,
-}
-
-impl Hive {
-    /// The DHT node that hosts nothing.
-    pub fn bootstrap(&self) -> &Dht {
-        &self.bootstrap
-    }
-
-    /// All servers, in the order in which they started.
-    pub fn servers(&self) -> &[SimServer] {
-        &self.servers
-    }
-
-    /// The server that hosts an expert.
-    ///
-    /// # Panics
-    /// When none does.
-    pub fn hosting(&self, uid: &str) -> &SimServer {
-        let uid = uid.parse().expect("a uid");
-        self.servers.iter().find(|server| server.recordings.contains_key(&uid)).expect("a server hosts it")
-    }
-
-    /// The batches that an expert was given.
-    ///
-    /// # Panics
-    /// When no server hosts it.
-    pub fn recording(&self, uid: &str) -> &Recording {
-        &self.hosting(uid).recordings[&uid.parse().expect("a uid")]
-    }
-
-    /// Optimizer steps of an expert.
-    ///
-    /// # Panics
-    /// When no server hosts it.
-    pub fn steps(&self, uid: &str) -> u64 {
-        let handle = self.hosting(uid).server.expert(&uid.parse().expect("a uid"));
-        handle.expect("a hosted expert has a handle").status().steps
-    }
-}
-
-/// One server.
+/// One server of a [`Hive`].
+#[derive(Clone)]
 pub struct SimServer {
-    peer: PeerId,
-    dht: Dht,
-    server: Server,
+    node: Node,
+    /// Set by each start of the process.
+    parts: Arc<Mutex<Option<Parts>>>,
     recordings: BTreeMap<ExpertUid, Recording>,
 }
 
 impl SimServer {
-    /// Its peer id; [`SimNetwork`](crate::SimNetwork) orders hardship by it.
+    /// Its process and identity, to which hardship is done.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Its peer id.
     pub fn peer(&self) -> PeerId {
-        self.peer
+        self.node.peer()
     }
 
-    /// Its DHT node.
-    pub fn dht(&self) -> &Dht {
-        &self.dht
+    /// Its DHT node, since the last start.
+    pub fn dht(&self) -> Dht {
+        self.parts().as_ref().expect("a node has started").dht.clone()
     }
 
-    /// The server itself.
-    pub fn server(&self) -> &Server {
-        &self.server
+    /// The server itself, since the last start.
+    pub fn server(&self) -> Server {
+        self.parts().as_ref().expect("a node has started").server.clone()
+    }
+
+    /// What its experts were given, over all starts.
+    pub fn recordings(&self) -> &BTreeMap<ExpertUid, Recording> {
+        &self.recordings
+    }
+
+    fn parts(&self) -> MutexGuard<'_, Option<Parts>> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

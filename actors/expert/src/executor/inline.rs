@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use skep_kernel::{Rows, SharedClock, Spawner};
+use skep_wire::ExpertUid;
 
 use super::{
     ExecutorGroup, begin,
@@ -11,8 +12,8 @@ use super::{
 };
 use crate::{Kind, task::Ticket};
 
-/// What a batch of a kind and so many rows costs on a simulated device.
-pub type Cost = Arc<dyn Fn(Kind, Rows) -> Duration + Send + Sync>;
+/// What a batch of an expert, of a kind and so many rows costs on a simulated device.
+pub type Cost = Arc<dyn Fn(&ExpertUid, Kind, Rows) -> Duration + Send + Sync>;
 
 impl ExecutorGroup {
     /// Starts `n` executors as tasks: a batch is taken, its cost passes on the clock, then it runs and is answered.
@@ -33,7 +34,7 @@ async fn serve(queue: Arc<ReadyQueue>, clock: SharedClock, cost: Cost, ticket: T
             Work::Expert(expert) => {
                 if let Some(errand) = begin(&queue, &expert, clock.now()) {
                     if let Some(kind) = errand.kind() {
-                        let done_at = clock.now() + cost(kind, errand.rows());
+                        let done_at = clock.now() + cost(&expert.uid, kind, errand.rows());
                         clock.sleep_until(done_at).await;
                     }
                     run_errand(&queue, expert, errand);

@@ -158,7 +158,7 @@ pub async fn start(sim: &Sim, config: ServerConfig, experts: Vec<HostedExpert>) 
 }
 
 pub async fn start_parts(sim: &Sim, parts: ServerParts, experts: Vec<HostedExpert>) -> Server {
-    let cost = Arc::new(|_kind, _rows| millis(10));
+    let cost = Arc::new(|_uid: &_, _kind, _rows| millis(10));
     let server = Server::with_executors(parts, experts, Executors::Inline { cost }).unwrap();
     server.ready(within(sim, 1000)).await.unwrap();
     server

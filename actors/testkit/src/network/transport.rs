@@ -1,0 +1,108 @@
+//! [`SimTransport`]: one peer's end of a simulated network.
+
+use futures::future::BoxFuture;
+use libp2p_identity::PeerId;
+use multiaddr::{Multiaddr, Protocol};
+use skep_kernel::{Moment, time::before};
+use skep_rpc::{Answer, Call, RpcError, Step, Transport};
+use skep_wire::Method;
+
+use super::{CallUnderWay, SimNetwork};
+use crate::trace::Happening;
+
+/// One peer's end of a [`SimNetwork`].
+#[derive(Clone)]
+pub struct SimTransport {
+    network: SimNetwork,
+    peer: PeerId,
+}
+
+/// Counts a call as long as it lives.
+struct UnderWay {
+    network: SimNetwork,
+    id: u64,
+    caller: u32,
+    callee: u32,
+    method: Method,
+    how: &'static str,
+}
+
+impl UnderWay {
+    fn begin(network: &SimNetwork, from: PeerId, call: &Call, since: Moment) -> Self {
+        let (to, method) = (call.peer, call.method);
+        let (id, caller, callee) = {
+            let state = &mut *network.state();
+            state.next_call += 1;
+            state.calls.insert(state.next_call, CallUnderWay { from, to, method, since });
+            let number = |peer| state.nodes.get(peer).map_or(0, |node| node.number);
+            (state.next_call, number(&from), number(&to))
+        };
+        network.trace.add(since, caller, Happening::Called { to: callee, method });
+        Self { network: network.clone(), id, caller, callee, method, how: "the caller left" }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.network.state().calls.remove(&self.id);
+        let ended = Happening::Ended { to: self.callee, method: self.method, how: self.how };
+        self.network.trace.add(self.network.clock.now(), self.caller, ended);
+    }
+}
+
+impl SimTransport {
+    pub(super) fn new(network: SimNetwork, peer: PeerId) -> Self {
+        Self { network, peer }
+    }
+}
+
+impl Transport for SimTransport {
+    fn call(&self, call: Call) -> BoxFuture<'static, Result<Answer, RpcError>> {
+        let (network, from) = (self.network.clone(), self.peer);
+        Box::pin(async move {
+            let (clock, peer, deadline) = (network.clock.clone(), call.peer, call.meta.deadline);
+            let started = clock.now();
+            let mut under_way = UnderWay::begin(&network, from, &call, started);
+            let exchange = network.exchange(from, call);
+            let late = |_| {
+                let waited = deadline.moment().since(started);
+                RpcError::Deadline { peer, step: Step::Exchange, waited }
+            };
+            let outcome = before(&*clock, deadline, exchange).await.map_err(late).flatten();
+            under_way.how = how(&outcome);
+            outcome
+        })
+    }
+
+    fn local_peer(&self) -> PeerId {
+        self.peer
+    }
+
+    fn addresses(&self) -> Vec<Multiaddr> {
+        let state = self.network.state();
+        let node = &state.nodes[&self.peer];
+        if node.is_client {
+            return Vec::new();
+        }
+        let port = u64::from(node.number);
+        vec![Multiaddr::empty().with(Protocol::Memory(port)).with(Protocol::P2p(self.peer))]
+    }
+
+    fn add_addresses(&self, _peer: PeerId, _addresses: Vec<Multiaddr>) {}
+}
+
+/// An outcome in a word.
+fn how(outcome: &Result<Answer, RpcError>) -> &'static str {
+    match outcome {
+        Ok(_) => "answered",
+        Err(RpcError::Unreachable { .. }) => "unreachable",
+        Err(RpcError::Refused { .. }) => "refused",
+        Err(RpcError::Overloaded { .. }) => "overloaded",
+        Err(RpcError::Deadline { .. }) => "deadline",
+        Err(RpcError::Remote { .. }) => "remote error",
+        Err(RpcError::AlreadyApplied) => "already applied",
+        Err(RpcError::Poisoned) => "poisoned",
+        Err(RpcError::TooLarge { .. }) => "too large",
+        Err(_) => "failed",
+    }
+}

@@ -1,0 +1,323 @@
+//! [`Node`]: a process of a simulation, and what can be done to it.
+
+use std::{
+    panic::Location,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use libp2p_identity::PeerId;
+use skep_kernel::{Clock, Seed, SharedClock, Spawner};
+use skep_rpc::{Router, SharedTransport};
+
+use crate::{
+    Sim, SimNetwork, SimTransport,
+    clock::NodeClock,
+    process::Process,
+    trace::{Happening, Trace},
+};
+
+/// What starts in a node's process, at first and again at each restart.
+type Boot = Box<dyn Fn(Birth) + Send + Sync>;
+
+/// What a process that starts is given.
+pub(crate) struct Birth {
+    /// Its end of the network.
+    pub transport: SharedTransport,
+    /// What others reach in it.
+    pub router: Router,
+    /// Its time.
+    pub clock: SharedClock,
+    /// Starts its tasks.
+    pub spawner: Spawner,
+    /// Its randomness, another one at each start.
+    pub seed: Seed,
+    /// How fast it computes.
+    pub speed: Speed,
+}
+
+/// How many times slower than usual a node is, as bits of an `f64`.
+#[derive(Clone)]
+pub(crate) struct Speed(Arc<AtomicU64>);
+
+impl Speed {
+    fn usual() -> Self {
+        Self(Arc::new(AtomicU64::new(1f64.to_bits())))
+    }
+
+    /// What something takes on this node that takes `cost` on one of usual speed.
+    pub fn cost_here(&self, cost: Duration) -> Duration {
+        let slowness = f64::from_bits(self.0.load(Ordering::Relaxed));
+        if slowness == 1.0 { cost } else { cost.mul_f64(slowness) }
+    }
+}
+
+/// How a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It runs.
+    Running,
+    /// It stands still.
+    Frozen,
+    /// It is gone.
+    Killed,
+}
+
+/// One node of a simulation: a process with an identity, from [`Sim::dht_node`](crate::Sim::dht_node),
+/// [`Sim::servers`](crate::Sim::servers) or [`Sim::client`](crate::Sim::client). Cheap to clone.
+///
+/// ```
+/// use skep_testkit::{Health, Sim};
+///
+/// Sim::with_seed(3).run(|sim| async move {
+///     let first = sim.dht_node(&[]);
+///     let node = sim.dht_node(&[first.peer()]);
+///     node.node().kill();
+///     assert_eq!(node.node().health(), Health::Killed);
+///     node.node().bounce();
+///     assert_eq!(node.node().health(), Health::Running);
+/// });
+/// ```
+#[derive(Clone)]
+pub struct Node(Arc<Inner>);
+
+struct Inner {
+    name: String,
+    number: u32,
+    started_at: &'static Location<'static>,
+    seed: Seed,
+    network: SimNetwork,
+    trace: Trace,
+    transport: SimTransport,
+    clock: Arc<NodeClock>,
+    speed: Speed,
+    starts: AtomicU32,
+    state: Mutex<State>,
+    boot: Boot,
+}
+
+struct State {
+    health: Health,
+    process: Option<Process>,
+}
+
+impl Node {
+    /// Joins the network and starts. The node belongs to the simulation, which ends it.
+    pub(crate) fn start(
+        sim: &Sim,
+        kind: &str,
+        is_client: bool,
+        started_at: &'static Location<'static>,
+        boot: impl Fn(Birth) + Send + Sync + 'static,
+    ) -> Self {
+        let network = sim.network().clone();
+        let transport = network.join(Router::new(), is_client, Spawner::new(|_| false));
+        let number = network.number(skep_rpc::Transport::local_peer(&transport));
+        let node = Self(Arc::new(Inner {
+            name: format!("{kind} {number}"),
+            number,
+            started_at,
+            seed: sim.root_seed().derive("node").derive_nth(u64::from(number)),
+            trace: sim.trace().clone(),
+            network,
+            transport,
+            clock: Arc::new(NodeClock::new(sim.clock())),
+            speed: Speed::usual(),
+            starts: AtomicU32::new(0),
+            state: Mutex::new(State { health: Health::Killed, process: None }),
+            boot: Box::new(boot),
+        }));
+        node.boot();
+        sim.adopt(node.clone());
+        node
+    }
+
+    fn boot(&self) {
+        let start = self.0.starts.fetch_add(1, Ordering::Relaxed);
+        let router = Router::new();
+        let (process, ()) = Process::start(self.0.number, |process| {
+            self.0.network.rejoin(self.peer(), router.clone(), process.spawner());
+            (self.0.boot)(Birth {
+                transport: Arc::new(self.0.transport.clone()),
+                router,
+                clock: self.0.clock.clone(),
+                spawner: process.spawner(),
+                seed: self.0.seed.derive_nth(u64::from(start)),
+                speed: self.0.speed.clone(),
+            });
+        });
+        *self.state() = State { health: Health::Running, process: Some(process) };
+    }
+
+    /// Its name: what it is and its number, as in `server 3`.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Its number in traces.
+    pub fn number(&self) -> u32 {
+        self.0.number
+    }
+
+    /// Its identity in the network.
+    pub fn peer(&self) -> PeerId {
+        skep_rpc::Transport::local_peer(&self.0.transport)
+    }
+
+    /// How it is.
+    pub fn health(&self) -> Health {
+        self.state().health
+    }
+
+    /// The machine is gone: nothing of it runs any more, and nobody is told. Callers see their deadline.
+    pub fn kill(&self) {
+        self.0.network.kill(self.peer());
+        self.end();
+    }
+
+    /// Ends it without a word to the network.
+    pub(crate) fn end(&self) {
+        let mut state = self.state();
+        state.health = Health::Killed;
+        if let Some(process) = &state.process {
+            process.kill();
+        }
+    }
+
+    /// The process ends, its machine stays: connections break, new ones are refused.
+    pub fn crash(&self) {
+        self.0.network.refuse(self.peer());
+        self.end();
+    }
+
+    /// The process stands still: it accepts connections and never answers, its timers ring late.
+    pub fn freeze(&self) {
+        self.pause(Health::Running, Health::Frozen, Process::freeze, SimNetwork::freeze);
+    }
+
+    /// Goes on where [`freeze`](Self::freeze) stopped it.
+    pub fn thaw(&self) {
+        self.pause(Health::Frozen, Health::Running, Process::thaw, SimNetwork::restore);
+    }
+
+    fn pause(&self, from: Health, to: Health, process: fn(&Process), network: fn(&SimNetwork, PeerId)) {
+        let mut state = self.state();
+        if state.health == from {
+            state.health = to;
+            state.process.iter().for_each(process);
+            drop(state);
+            network(&self.0.network, self.peer());
+        }
+    }
+
+    /// Its batches take so many times as long as its cost model says, from the next one on.
+    ///
+    /// # Panics
+    /// When `factor` is negative or no number.
+    pub fn slow(&self, factor: f64) {
+        assert!(factor >= 0.0, "a node is slower by a factor, not by {factor}");
+        self.0.speed.0.store(factor.to_bits(), Ordering::Relaxed);
+        self.0.trace.add(self.0.clock.now(), self.0.number, Happening::Ordered("be slow"));
+    }
+
+    /// The process ends and starts again at once: same identity, same checkpoint store; all else it knew is lost. Old
+    /// connections break. A killed node comes back this way.
+    pub fn bounce(&self) {
+        self.end();
+        self.boot();
+    }
+
+    /// Its wall clock is ahead by so many seconds, behind for a negative number.
+    pub fn clock_skew(&self, seconds: f64) {
+        self.0.clock.skew(seconds);
+        self.0.trace.add(self.0.clock.now(), self.0.number, Happening::Ordered("tell another time"));
+    }
+
+    /// Whether a task or an actor of it lives, or a timer of its clock is set.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.state().process.as_ref().is_some_and(Process::is_busy) || self.0.clock.timers() > 0
+    }
+
+    /// Where the test started it.
+    pub fn started_at(&self) -> &'static Location<'static> {
+        self.0.started_at
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({:?}, started at {})", self.name(), self.health(), self.started_at())
+    }
+}
+
+/// Several nodes at once, as from [`Hive::pick`](crate::Hive::pick).
+#[derive(Clone, Debug)]
+pub struct Nodes(pub(crate) Vec<Node>);
+
+impl Nodes {
+    /// The nodes.
+    pub fn iter(&self) -> std::slice::Iter<'_, Node> {
+        self.0.iter()
+    }
+
+    /// Their identities, for [`SimNetwork::partition`](crate::SimNetwork::partition).
+    pub fn peers(&self) -> Vec<PeerId> {
+        self.0.iter().map(Node::peer).collect()
+    }
+
+    /// See [`Node::kill`].
+    pub fn kill(&self) -> &Self {
+        self.each(Node::kill)
+    }
+
+    /// See [`Node::crash`].
+    pub fn crash(&self) -> &Self {
+        self.each(Node::crash)
+    }
+
+    /// See [`Node::freeze`].
+    pub fn freeze(&self) -> &Self {
+        self.each(Node::freeze)
+    }
+
+    /// See [`Node::thaw`].
+    pub fn thaw(&self) -> &Self {
+        self.each(Node::thaw)
+    }
+
+    /// See [`Node::bounce`].
+    pub fn bounce(&self) -> &Self {
+        self.each(Node::bounce)
+    }
+
+    /// See [`Node::slow`].
+    pub fn slow(&self, factor: f64) -> &Self {
+        self.each(|node| node.slow(factor))
+    }
+
+    /// See [`Node::clock_skew`].
+    pub fn clock_skew(&self, seconds: f64) -> &Self {
+        self.each(|node| node.clock_skew(seconds))
+    }
+
+    fn each(&self, order: impl Fn(&Node)) -> &Self {
+        self.0.iter().for_each(order);
+        self
+    }
+}
+
+impl IntoIterator for Nodes {
+    type Item = Node;
+    type IntoIter = std::vec::IntoIter<Node>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
