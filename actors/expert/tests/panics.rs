@@ -184,7 +184,7 @@ fn a_backend_that_panics_while_its_steps_are_counted_is_poisoned_and_its_neighbo
 #[test]
 fn a_backend_that_panics_while_it_is_described_is_named() {
     Sim::with_seed(1).run(|sim| async move {
-        let executors = Executors::Inline { cost: Arc::new(|_, _| millis(1)) };
+        let executors = Executors::Inline { cost: Arc::new(|_: &_, _, _| millis(1)) };
         let server = Server::with_executors(server_parts(&sim, ServerConfig::default()), vec![shy(true)], executors);
         let error = server.unwrap().ready(within(&sim, 1000)).await.unwrap_err();
         assert!(matches!(&error, ServerError::Build { uid, .. } if uid.as_str() == "e.0"), "{error}");
