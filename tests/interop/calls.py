@@ -1,6 +1,7 @@
 """Calls to experts below RemoteExpert: several at once, with deadlines, and malformed ones."""
 
 import asyncio
+import time
 
 import hivemind
 import torch
@@ -70,3 +71,12 @@ def raw(dht, peer_id, name, data, wait=True):
             writer.close()
 
     return RemoteExpertWorker.run_coroutine(exchange())
+
+
+def within(seconds, happened):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if happened():
+            return True
+        time.sleep(0.1)
+    return False

@@ -12,18 +12,9 @@ from hivemind.p2p import P2P, PeerID
 from hivemind.utils import get_dht_time
 
 import hosts
-from calls import close, experts
+from calls import close, experts, within
 
 FFN = "--expert_cls ffn --hidden_dim 32".split()
-
-
-def within(seconds, happened):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if happened():
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def test_a_python_node_can_be_the_bootstrap(start, join):
