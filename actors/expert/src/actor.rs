@@ -5,7 +5,7 @@ use skep_kernel::{Deadline, Exit, Inbox, Reply, Stop, Tombstone, pump};
 use skep_wire::ExpertInfo;
 use tracing::{debug, warn};
 
-use crate::{BackendError, ExpertHandle, ExpertState, ExpertStatus, Snapshot};
+use crate::{BackendError, ExpertHandle, ExpertState, ExpertStatus, Snapshot, reviver::Reviver, saving::Saving};
 
 /// Questions to one expert's actor that may wait.
 pub(crate) const INBOX: usize = 64;
@@ -20,8 +20,8 @@ pub enum ExpertMessage {
     Save(Deadline, Reply<Result<Snapshot, BackendError>>),
     /// Makes a new backend with this state; revives a poisoned expert.
     Reload(Snapshot, Deadline, Reply<Result<(), BackendError>>),
-    /// Takes nothing new, finishes what is in line until the deadline, then ends. The answer tells whether everything
-    /// was finished.
+    /// Takes nothing new, finishes what is in line until the deadline, takes a last checkpoint where its server keeps
+    /// them, then ends. The answer tells whether everything was finished.
     Stop(Deadline, Reply<bool>),
 }
 
@@ -32,13 +32,19 @@ pub type ExpertInbox = Inbox<ExpertMessage>;
 /// the mailboxes behind the [`ExpertHandle`], which outlive it.
 pub struct ExpertActor {
     expert: ExpertHandle,
+    reviver: Option<Reviver>,
     tombstone: Tombstone,
 }
 
 impl ExpertActor {
     /// An actor that reads the expert's inbox and reports its end on `tombstone`.
     pub fn new(expert: ExpertHandle, tombstone: Tombstone) -> Self {
-        Self { expert, tombstone }
+        Self { expert, reviver: None, tombstone }
+    }
+
+    /// Takes checkpoints, and revives the expert from them when it is poisoned.
+    pub(crate) fn reviving(self, reviver: Reviver) -> Self {
+        Self { reviver: Some(reviver), ..self }
     }
 }
 
@@ -47,8 +53,12 @@ impl Actor for ExpertActor {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         pump(ctx, self.expert.inbox(), |actor, message, ctx| {
-            ctx.wait(answer(actor.expert.clone(), message).into_actor(actor));
+            let saving = actor.reviver.as_ref().map(|reviver| reviver.saving.clone());
+            ctx.wait(answer(actor.expert.clone(), saving, message).into_actor(actor));
         });
+        if let Some(reviver) = self.reviver.clone() {
+            ctx.spawn(reviver.run(self.expert.clone()).into_actor(self));
+        }
         ctx.spawn(ended(self.expert.clone()).into_actor(self).map(|(), actor, ctx| {
             actor.tombstone.write(Exit::Finished);
             ctx.stop();
@@ -64,7 +74,7 @@ impl Handler<Stop> for ExpertActor {
     }
 }
 
-async fn answer(expert: ExpertHandle, message: ExpertMessage) {
+async fn answer(expert: ExpertHandle, saving: Option<Saving>, message: ExpertMessage) {
     match message {
         ExpertMessage::Info(reply) => reply.send(expert.info().clone()),
         ExpertMessage::Stats(reply) => reply.send(expert.status()),
@@ -76,7 +86,13 @@ async fn answer(expert: ExpertHandle, message: ExpertMessage) {
             }
             reply.send(outcome);
         }
-        ExpertMessage::Stop(deadline, reply) => reply.send(expert.stop(deadline).await),
+        ExpertMessage::Stop(deadline, reply) => {
+            let ended = crate::saving::end(&expert, saving.as_ref(), deadline).await;
+            if let Err(error) = ended.saved {
+                warn!(uid = %expert.uid(), %error, "the last steps are in no checkpoint");
+            }
+            reply.send(ended.finished);
+        }
     }
 }
 

@@ -58,6 +58,11 @@ pub trait Backend: Send {
     /// Optimizer steps made so far.
     fn steps(&self) -> u64;
 
+    /// Name of the optimizer whose state is saved, as in `adam`. A checkpoint with another one's state is not loaded.
+    fn optimizer(&self) -> &str {
+        "none"
+    }
+
     /// One output per flat output of the schema, each with the batch's rows. Changes no parameter.
     fn forward(&mut self, batch: &Batch) -> Result<Vec<HostTensor>, BackendError>;
 

@@ -33,6 +33,11 @@ pub struct ServerConfig {
     pub remembered_requests: usize,
     /// Bytes of answers that are remembered with them.
     pub remembered_bytes: usize,
+    /// Time between checkpoints of an expert that trains, in seconds. Without a place to keep them there are none.
+    #[serde(with = "seconds")]
+    pub checkpoint_period: Duration,
+    /// Checkpoints of an expert that are kept, the newest ones.
+    pub keep_checkpoints: usize,
 }
 
 impl Default for ServerConfig {
@@ -48,6 +53,8 @@ impl Default for ServerConfig {
             check_finite: false,
             remembered_requests: 65_536,
             remembered_bytes: 64 << 20,
+            checkpoint_period: Duration::from_secs(300),
+            keep_checkpoints: 3,
         }
     }
 }
@@ -83,6 +90,12 @@ impl ServerConfig {
         }
         if self.legacy_deadline.is_zero() {
             return fail("legacy_deadline", "0".into(), "no call could be answered");
+        }
+        if self.checkpoint_period.is_zero() {
+            return fail("checkpoint_period", "0".into(), "nothing but checkpoints would be made");
+        }
+        if self.keep_checkpoints == 0 {
+            return fail("keep_checkpoints", "0".into(), "each checkpoint would be removed at once");
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use skep_wire::{ExpertInfo, ExpertUid};
 use tokio::sync::{Notify, watch};
 
 use crate::{
-    Backend, BackendError, BackendFactory, ExpertInbox, Kind, ServerConfig, actor,
+    Backend, BackendError, BackendFactory, ExpertInbox, Kind, Manifest, ServerConfig, actor,
     schema::{Checks, Schema},
     task::{InFlight, Task},
 };
@@ -86,6 +86,10 @@ pub(crate) struct Expert {
     pub counters: Counters,
     /// Questions to its actor.
     pub inbox: ExpertInbox,
+    /// What its checkpoints are of; `step` is that of its making.
+    pub manifest: Manifest,
+    /// The step of the newest checkpoint that it wrote or was put back to.
+    saved_step: Mutex<Option<u64>>,
     /// Tasks that were accepted and not yet answered.
     pub in_flight: Arc<InFlight>,
     /// Told whenever the state of any of the server's experts changes.
@@ -123,6 +127,7 @@ impl Expert {
         changed: Arc<Notify>,
     ) -> Result<Self, BackendError> {
         let info = slot.backend.info().clone();
+        let manifest = Manifest::of(&uid, &**slot.backend)?;
         let counters = Counters::default();
         counters.steps.store(slot.backend.steps(), Ordering::Relaxed);
         Ok(Self {
@@ -138,6 +143,8 @@ impl Expert {
             backward: BatchMailbox::new(config.capacity()),
             counters,
             inbox: ExpertInbox::bounded(actor::INBOX),
+            manifest,
+            saved_step: Mutex::default(),
             in_flight: Arc::default(),
             changed,
             slot: Mutex::new(slot),
@@ -184,6 +191,19 @@ impl Expert {
 
     fn lock_controls(&self) -> MutexGuard<'_, VecDeque<Control>> {
         self.controls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn saved_step(&self) -> Option<u64> {
+        *self.saved_step.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn note_saved(&self, step: u64) {
+        *self.saved_step.lock().unwrap_or_else(PoisonError::into_inner) = Some(step);
+    }
+
+    /// The state is another one than any checkpoint's.
+    pub fn forget_saved(&self) {
+        *self.saved_step.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     pub fn state(&self) -> ExpertState {
@@ -245,13 +265,18 @@ impl Expert {
         heads.into_iter().flatten().min().map_or(Duration::ZERO, |oldest| now.since(oldest))
     }
 
+    /// Answers what is in line with an error and lets nothing in any more; control work still runs.
+    pub fn abandon_line(&self) {
+        for task in self.forward.close().into_iter().chain(self.backward.close()) {
+            task.answer(Err(ServeError::Stopping));
+        }
+    }
+
     /// Ends the expert: what is in line is answered with an error; an executor that owns it finishes its batch.
     pub fn close(&self) {
         self.set_state(ExpertState::Stopped);
         if self.token.close() {
-            for task in self.forward.close().into_iter().chain(self.backward.close()) {
-                task.answer(Err(ServeError::Stopping));
-            }
+            self.abandon_line();
             self.lock_controls().clear();
         }
     }

@@ -9,7 +9,7 @@ use skep_wire::{ExpertInfo, ExpertUid, HostTensor};
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::{
-    BackendError, ExpertInbox, ExpertState, Kind, Snapshot, TaskResult,
+    BackendError, Checkpoint, ExpertInbox, ExpertState, Kind, Manifest, Snapshot, TaskResult,
     batch::key,
     executor::ExecutorGroup,
     expert::{Expert, Slot},
@@ -59,6 +59,8 @@ pub struct ExpertStatus {
     pub parameters: u64,
     /// Optimizer steps made.
     pub steps: u64,
+    /// The step of its newest checkpoint, if it has one.
+    pub saved_step: Option<u64>,
     /// Forward tasks begun.
     pub forward_tasks: u64,
     /// Backward tasks begun.
@@ -115,12 +117,27 @@ impl ExpertHandle {
     }
 
     /// Takes nothing new, finishes what is in line until the deadline, answers the rest with
-    /// [`ServeError::Stopping`], and ends. Tells whether everything was finished.
+    /// [`ServeError::Stopping`], and ends. Tells whether everything was finished. Takes no checkpoint.
     pub async fn stop(&self, deadline: Deadline) -> bool {
-        self.expert.set_state(ExpertState::Stopping);
-        let finished = before(&**self.executors.clock(), deadline, self.expert.in_flight.idle()).await.is_ok();
-        self.expert.close();
+        let finished = self.finish(deadline).await;
+        self.close();
         finished
+    }
+
+    /// Answers what is in line with an error.
+    pub(crate) fn abandon_line(&self) {
+        self.expert.abandon_line();
+    }
+
+    /// Ends it.
+    pub(crate) fn close(&self) {
+        self.expert.close();
+    }
+
+    /// Takes nothing new and finishes what is in line until the deadline. Tells whether everything was finished.
+    pub(crate) async fn finish(&self, deadline: Deadline) -> bool {
+        self.expert.set_state(ExpertState::Stopping);
+        before(&**self.executors.clock(), deadline, self.expert.in_flight.idle()).await.is_ok()
     }
 
     /// Checks tensors against the schema and puts them in line: flat inputs, then for backward flat output gradients.
@@ -222,10 +239,45 @@ impl ExpertHandle {
             }
             fresh.load(&snapshot)?;
             slot.backend = Contained::new(fresh);
+            expert.forget_saved();
             expert.set_state(ExpertState::Serving);
             Ok(())
         };
         self.control(deadline, reload).await
+    }
+
+    /// Loads a state into the backend as it is.
+    pub(crate) async fn load_state(&self, checkpoint: Checkpoint, deadline: Deadline) -> Result<(), BackendError> {
+        self.control(deadline, move |slot| slot.backend.load(&checkpoint.snapshot)).await
+    }
+
+    /// Copies the state for a checkpoint, between two batches; `None` when the newest one has it, and when there is
+    /// nothing worth to be kept because a step failed half way.
+    pub(crate) async fn checkpoint(&self, deadline: Deadline) -> Result<Option<Checkpoint>, BackendError> {
+        let expert = self.expert.clone();
+        let copy = move |slot: &mut Slot| {
+            let poisoned = matches!(expert.state(), ExpertState::Poisoned { .. });
+            if poisoned || expert.saved_step() == Some(slot.backend.steps()) {
+                return Ok(None);
+            }
+            let manifest = Manifest::of(&expert.uid, &**slot.backend)?;
+            Ok(Some(Checkpoint { manifest, snapshot: slot.backend.save()? }))
+        };
+        self.control(deadline, copy).await
+    }
+
+    /// What its checkpoints are of; `step` is that of its making.
+    pub(crate) fn manifest(&self) -> &Manifest {
+        &self.expert.manifest
+    }
+
+    /// The step of the newest checkpoint that it wrote or was put back to.
+    pub(crate) fn saved_step(&self) -> Option<u64> {
+        self.expert.saved_step()
+    }
+
+    pub(crate) fn note_saved(&self, step: u64) {
+        self.expert.note_saved(step);
     }
 
     async fn control<R: Send + 'static>(
@@ -266,6 +318,7 @@ impl ExpertHandle {
             class: expert.class.clone(),
             parameters: expert.parameters,
             steps: read(&counters.steps),
+            saved_step: expert.saved_step(),
             forward_tasks: read(&counters.forward_tasks),
             backward_tasks: read(&counters.backward_tasks),
             batches: read(&counters.batches),

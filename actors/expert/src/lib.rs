@@ -6,20 +6,28 @@
 mod actor;
 mod backend;
 mod batch;
+mod checkpoint;
+mod checkpointer;
 mod config;
 mod executor;
 mod expert;
 mod handle;
+mod reviver;
+mod saving;
 mod schema;
 mod server;
 mod task;
 
 pub use actor::{ExpertActor, ExpertInbox, ExpertMessage};
 pub use backend::{Backend, BackendError, BackendFactory, Batch, Snapshot};
+pub use checkpoint::{
+    Checkpoint, CheckpointId, CheckpointStore, DirectoryCheckpoints, Manifest, MemoryCheckpoints, SharedStore, StoreError,
+};
 pub use config::{ConfigError, ServerConfig};
 pub use executor::Cost;
 pub use expert::ExpertState;
 pub use handle::{Accepted, ExpertHandle, ExpertStatus};
+pub use saving::LAST_CHECKPOINT;
 pub use server::{
     Executors, ExpertPattern, HostedExpert, PlacementError, Server, ServerError, ServerParts, ServerStatus, choose_uids,
 };

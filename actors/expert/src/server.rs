@@ -31,7 +31,12 @@ pub use placement::{ExpertPattern, PlacementError, choose_uids};
 pub use status::{ServerError, ServerStatus};
 
 use crate::{
-    BackendFactory, Cost, ExpertActor, ExpertHandle, ServerConfig, executor::ExecutorGroup, handle::build::build,
+    BackendError, BackendFactory, Cost, ExpertActor, ExpertHandle, ServerConfig, SharedStore,
+    checkpointer::CheckpointActor,
+    executor::ExecutorGroup,
+    handle::build::build,
+    reviver::Reviver,
+    saving::{Saving, end},
     task::InFlight,
 };
 use directory::Directory;
@@ -42,6 +47,8 @@ use once::Once;
 const METHODS: [Method; 3] = [Method::Info, Method::Forward, Method::Backward];
 /// What closing takes after the deadline for finishing has passed: errors to callers, threads that end.
 const CLOSING: Duration = Duration::from_millis(500);
+/// How long all experts together may take to be put to their checkpoints when the server starts.
+const RESTORE_WITHIN: Duration = Duration::from_secs(3600);
 
 /// What a server is made from.
 pub struct ServerParts {
@@ -55,6 +62,8 @@ pub struct ServerParts {
     pub router: Router,
     /// Seed of everything random.
     pub seed: u64,
+    /// Where checkpoints are kept; without it there are none, and what experts learned ends with the process.
+    pub checkpoints: Option<SharedStore>,
     /// How to batch, wait and announce.
     pub config: ServerConfig,
 }
@@ -69,7 +78,7 @@ pub struct HostedExpert {
 
 /// What runs the experts.
 pub enum Executors {
-    /// Threads `skep-exec-cpu-n`, as many as the configuration says.
+    /// Threads `skep-exec-cpu-n`, as many as the configuration says, and `skep-exec-disk-0` for checkpoints.
     Threads,
     /// Tasks on the spawner's thread, for virtual time: a batch takes its cost on the clock.
     Inline {
@@ -101,6 +110,7 @@ struct Shared {
     seed: Seed,
     config: ServerConfig,
     executors: ExecutorGroup,
+    saving: Option<Saving>,
     directory: Directory,
     calls: Arc<InFlight>,
     phase: watch::Sender<Phase>,
@@ -122,18 +132,22 @@ impl Server {
         experts: Vec<HostedExpert>,
         executors: Executors,
     ) -> Result<Self, ServerError> {
-        let ServerParts { clock, spawner, dht, router, seed, config } = parts;
+        let ServerParts { clock, spawner, dht, router, seed, checkpoints, config } = parts;
         config.validate()?;
         let mut uids = BTreeSet::new();
         if let Some(twice) = experts.iter().find(|expert| !uids.insert(&expert.uid)) {
             return Err(ServerError::DuplicateUid(twice.uid.clone()));
         }
-        let n = config.executor_threads();
-        let executors = match executors {
-            Executors::Threads => ExecutorGroup::threads(clock.clone(), "cpu", n)
-                .map_err(|error| ServerError::Threads(error.to_string()))?,
-            Executors::Inline { cost } => ExecutorGroup::inline(clock.clone(), &spawner, n, cost),
+        let group = |name, n| match &executors {
+            Executors::Threads => ExecutorGroup::threads(clock.clone(), name, n)
+                .map_err(|error| ServerError::Threads(error.to_string())),
+            Executors::Inline { cost } => Ok(ExecutorGroup::inline(clock.clone(), &spawner, n, cost.clone())),
         };
+        let saving = match checkpoints {
+            Some(store) => Some(Saving::new(store, config.keep_checkpoints, group("disk", 1)?)),
+            None => None,
+        };
+        let executors = group("cpu", config.executor_threads())?;
         let server = Self(Arc::new(Shared {
             clock,
             spawner: spawner.clone(),
@@ -142,6 +156,7 @@ impl Server {
             seed: Seed::new(seed),
             config,
             executors,
+            saving,
             directory: Directory::default(),
             calls: Arc::default(),
             phase: watch::Sender::new(Phase::Building),
@@ -197,8 +212,9 @@ impl Server {
     }
 
     /// Withdraws the experts from the DHT, refuses new calls with [`ServeError::Stopping`](skep_rpc::ServeError),
-    /// finishes what was accepted until the deadline, answers the rest with an error and ends the executors. Every
-    /// accepted call is answered. A second call waits for nothing and fails with [`ServerError::Stopping`].
+    /// finishes what was accepted until the deadline, answers the rest with an error, takes last checkpoints, which may
+    /// go on for [`LAST_CHECKPOINT`](crate::LAST_CHECKPOINT) more, and ends the executors. Every accepted call is
+    /// answered. A second call waits for nothing and fails with [`ServerError::Stopping`].
     pub async fn stop(&self, deadline: Deadline) -> Result<(), ServerError> {
         let begins = self.0.phase.send_if_modified(|phase| {
             let begins = !matches!(phase, Phase::Stopping | Phase::Stopped);
@@ -250,7 +266,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Starts the actors under a guardian: one an expert, and the announcer.
+    /// Starts the actors under a guardian: one an expert, the one that takes checkpoints, and the announcer.
     async fn supervise(&self) -> Result<(), SuperviseError> {
         let spec = GuardianSpec {
             name: "server".to_owned(),
@@ -261,7 +277,27 @@ impl Shared {
         let guardian = self.guardian.get_or_init(|| Guardian::start(spec, self.clock.clone()));
         for expert in self.directory.all() {
             let child = ChildSpec::new(expert.uid().as_str(), Restart::Transient);
-            let start = move |tombstone| Started::actor(ExpertActor::new(expert.clone(), tombstone).start());
+            let reviver = self.saving.clone().map(|saving| {
+                let seed = self.seed.derive("reviver").derive(expert.uid().as_str());
+                Reviver { saving, clock: self.clock.clone(), seed }
+            });
+            let start = move |tombstone| {
+                let actor = ExpertActor::new(expert.clone(), tombstone);
+                Started::actor(match reviver.clone() {
+                    Some(reviver) => actor.reviving(reviver).start(),
+                    None => actor.start(),
+                })
+            };
+            guardian.supervise(child, start).await?;
+        }
+        if let Some(saving) = self.saving.clone() {
+            let (experts, clock, period) = (self.directory.all(), self.clock.clone(), self.config.checkpoint_period);
+            let child = ChildSpec::new("checkpoints", Restart::Permanent);
+            let start = move |tombstone| {
+                let actor =
+                    CheckpointActor::new(experts.clone(), saving.clone(), clock.clone(), period, tombstone);
+                Started::actor(actor.start())
+            };
             guardian.supervise(child, start).await?;
         }
         if let Some(dht) = self.dht.clone() {
@@ -286,14 +322,18 @@ impl Shared {
         }
     }
 
-    /// Builds all experts on the executors, as many at once as there are.
+    /// Builds all experts on the executors, as many at once as there are, and puts them to their checkpoints.
     async fn build(&self, experts: Vec<HostedExpert>) -> Result<(), ServerError> {
         let builds = experts.into_iter().map(|HostedExpert { uid, factory }| async move {
             let signal = self.directory.change_signal();
-            match build(&self.executors, uid.clone(), factory, &self.config, signal).await {
-                Ok(expert) => Ok(expert),
-                Err(error) => Err(ServerError::Build { uid, error }),
+            let failed = |error| ServerError::Build { uid: uid.clone(), error };
+            let expert = build(&self.executors, uid.clone(), factory, &self.config, signal).await.map_err(failed)?;
+            if let Some(saving) = &self.saving {
+                let within = Deadline::after(self.clock.now(), RESTORE_WITHIN);
+                let restored = saving.restore(&expert, within).await;
+                restored.map_err(|error| failed(BackendError::Failed(error.to_string())))?;
             }
+            Ok::<_, ServerError>(expert)
         });
         let built = futures::future::try_join_all(builds).await?;
         for expert in built {
@@ -336,12 +376,14 @@ impl Shared {
         self.directory.stop_accepting();
         let experts = self.directory.all();
         let finishing = async {
-            let stops = experts.iter().map(|expert| expert.stop(deadline));
-            let finished = futures::future::join_all(stops).await;
-            let late = experts.iter().zip(finished).filter(|(_, finished)| !finished);
-            late.map(|(expert, _)| expert.expert().in_flight.count().max(1)).sum::<usize>()
+            let stops = experts.iter().map(|expert| end(expert, self.saving.as_ref(), deadline));
+            let ends = futures::future::join_all(stops).await;
+            let late = experts.iter().zip(&ends).filter(|(_, end)| !end.finished);
+            let unfinished = late.map(|(expert, _)| expert.expert().in_flight.count().max(1)).sum::<usize>();
+            let unsaved = experts.iter().zip(ends).filter_map(|(expert, end)| Some((expert, end.saved.err()?)));
+            (unfinished, unsaved.map(|(expert, error)| (expert.uid().clone(), error)).collect::<Vec<_>>())
         };
-        let (unfinished, ()) = futures::future::join(finishing, self.withdraw(deadline)).await;
+        let ((unfinished, unsaved), ()) = futures::future::join(finishing, self.withdraw(deadline)).await;
         let closed = deadline.moment().max(self.clock.now()) + CLOSING;
         let calls_done = before(&*self.clock, Deadline::at(closed), self.calls.idle()).await;
         if calls_done.is_err() {
@@ -353,10 +395,19 @@ impl Shared {
             warn!(%late, "actors are still running");
         }
         let ended = self.executors.stop(Deadline::at(closed)).await;
+        if let Some(saving) = &self.saving
+            && let Err(late) = saving.stop(Deadline::at(closed)).await
+        {
+            warn!(%late, "a checkpoint is still being written");
+        }
         self.router.withdraw(&METHODS);
         self.phase.send_replace(Phase::Stopped);
         if unfinished > 0 || ended.is_err() {
             return Err(ServerError::Unfinished { unfinished: unfinished.max(1) });
+        }
+        if let Some((_, first)) = unsaved.first() {
+            let reason = first.to_string();
+            return Err(ServerError::Unsaved { uids: unsaved.into_iter().map(|(uid, _)| uid).collect(), reason });
         }
         Ok(())
     }

@@ -113,11 +113,11 @@ fn places_of_other_peers_are_taken_and_our_own_are_free() {
         let _server = server(&sim, &second, vec![Closures::echo().hosted("e.0"), Closures::echo().hosted("e.2")]).await;
         let pattern: ExpertPattern = "e.[0:4]".parse().unwrap();
         let names = |uids: Vec<ExpertUid>| uids.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let chosen = choose_uids(&pattern, 2, Some(&first), 5, soon(&sim)).await.unwrap();
+        let chosen = choose_uids(&pattern, &[], 2, Some(&first), 5, soon(&sim)).await.unwrap();
         assert_eq!(names(chosen), ["e.1", "e.3"]);
-        let ours = choose_uids(&pattern, 4, Some(&second), 5, soon(&sim)).await.unwrap();
+        let ours = choose_uids(&pattern, &[], 4, Some(&second), 5, soon(&sim)).await.unwrap();
         assert_eq!(names(ours), ["e.0", "e.1", "e.2", "e.3"]);
-        let full = choose_uids(&pattern, 3, Some(&first), 5, soon(&sim)).await.unwrap_err();
+        let full = choose_uids(&pattern, &[], 3, Some(&first), 5, soon(&sim)).await.unwrap_err();
         assert!(matches!(full, PlacementError::Taken { free: 2, wanted: 3, .. }), "{full}");
     });
 }

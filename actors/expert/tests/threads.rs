@@ -18,6 +18,7 @@ fn run<R, F: Future<Output = R>>(test: impl FnOnce(ServerParts, SharedClock) -> 
             dht: None,
             router: Router::new(),
             seed: 1,
+            checkpoints: None,
             config: ServerConfig { executors: 3, max_batch_size: 16, ..Default::default() },
         };
         test(parts, clock).await

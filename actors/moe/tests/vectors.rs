@@ -109,6 +109,7 @@ async fn replay(sim: &Sim, case: &Value) {
         dht: Some(dht),
         router,
         seed: sim.seed(),
+        checkpoints: None,
         config: skep_expert::ServerConfig::default(),
     };
     let cost = Arc::new(|_: &_, _, _| millis(0));

@@ -195,6 +195,7 @@ impl Parts {
             dht: Some(dht.clone()),
             router: birth.router,
             seed: birth.seed.derive("server").number(),
+            checkpoints: None,
             config: recipe.config.clone(),
         };
         let server = Server::with_executors(parts, hosted, Executors::Inline { cost });

@@ -59,6 +59,18 @@ pub enum PlacementError {
         /// Experts wanted.
         wanted: usize,
     },
+    /// More experts have checkpoints than are to be hosted.
+    #[error(
+        "{found} experts of {pattern:?} have checkpoints, {wanted} are wanted; host more, or move checkpoints away"
+    )]
+    TooManyKept {
+        /// The pattern.
+        pattern: String,
+        /// Experts that have checkpoints.
+        found: usize,
+        /// Experts wanted.
+        wanted: usize,
+    },
     /// The DHT could not be asked.
     #[error("cannot look for free expert uids: {0}")]
     Dht(#[from] DhtError),
@@ -109,6 +121,24 @@ impl ExpertPattern {
         self.ranges.iter().fold(1, |n: u64, range| n.saturating_mul(range.end - range.start))
     }
 
+    /// Whether it names this uid.
+    pub fn names(&self, uid: &ExpertUid) -> bool {
+        self.index(uid).is_some()
+    }
+
+    /// The place of a uid; the inverse of [`place`](Self::place).
+    fn index(&self, uid: &ExpertUid) -> Option<u64> {
+        let (name, _) = uid.as_str().split_once('.')?;
+        let coordinates = uid.coordinates()?;
+        if name != self.name || coordinates.len() != self.ranges.len() {
+            return None;
+        }
+        self.ranges.iter().zip(coordinates).try_fold(0u64, |index, (range, coordinate)| {
+            let offset = range.contains(&coordinate).then(|| coordinate - range.start)?;
+            index.checked_mul(range.end - range.start)?.checked_add(offset)
+        })
+    }
+
     /// The uid of a place, in the order of coordinates.
     fn place(&self, mut index: u64) -> ExpertUid {
         let mut coordinates = Vec::with_capacity(self.ranges.len());
@@ -143,21 +173,26 @@ enum Source {
 }
 
 impl Draw {
-    fn new(pattern: ExpertPattern, wanted: usize, seed: u64) -> Result<Self, PlacementError> {
+    /// Draws so many places in all, `kept` among them without being asked about.
+    fn new(pattern: ExpertPattern, kept: &[ExpertUid], wanted: usize, seed: u64) -> Result<Self, PlacementError> {
         let places = pattern.places();
         if places < wanted as u64 {
             return Err(PlacementError::TooSmall { pattern: pattern.text, places, wanted });
         }
+        let kept: BTreeSet<u64> = kept.iter().filter_map(|uid| pattern.index(uid)).collect();
+        if kept.len() > wanted {
+            return Err(PlacementError::TooManyKept { pattern: pattern.text, found: kept.len(), wanted });
+        }
         let mut random = StdRng::seed_from_u64(seed);
         let source = if places <= EXHAUSTIVE {
-            let mut order: Vec<u64> = (0..places).collect();
+            let mut order: Vec<u64> = (0..places).filter(|place| !kept.contains(place)).collect();
             order.shuffle(&mut random);
             Source::Shuffled(order)
         } else {
-            let draws_left = wanted.saturating_mul(DRAWS_PER_EXPERT);
-            Source::Random { random: Box::new(random), seen: BTreeSet::new(), draws_left }
+            let draws_left = (wanted - kept.len()).saturating_mul(DRAWS_PER_EXPERT);
+            Source::Random { random: Box::new(random), seen: kept.clone(), draws_left }
         };
-        Ok(Self { pattern, wanted, free: BTreeSet::new(), source })
+        Ok(Self { pattern, wanted, free: kept, source })
     }
 
     /// Places to look at next; empty when enough are free, or when there are no more.
@@ -190,18 +225,20 @@ impl Draw {
 }
 
 /// Chooses `wanted` places of a pattern that no other peer announces, at random by `seed`; all of them in order when
-/// they fit exactly. Places announced by this very peer, before a restart say, count as free.
+/// they fit exactly. Places announced by this very peer, before a restart say, count as free. Those of `kept` that the
+/// pattern names are chosen first, whoever announces them: they are experts that this server has checkpoints of.
 ///
 /// Two servers that choose at the same time may take the same place; the DHT then shows the later announcement.
 /// Dropping the future has no effect elsewhere.
 pub async fn choose_uids(
     pattern: &ExpertPattern,
+    kept: &[ExpertUid],
     wanted: usize,
     dht: Option<&Dht>,
     seed: u64,
     deadline: Deadline,
 ) -> Result<Vec<ExpertUid>, PlacementError> {
-    let mut draw = Draw::new(pattern.clone(), wanted, seed)?;
+    let mut draw = Draw::new(pattern.clone(), kept, wanted, seed)?;
     loop {
         let candidates = draw.candidates();
         if candidates.is_empty() {
@@ -228,7 +265,7 @@ mod tests {
     }
 
     fn choose(text: &str, wanted: usize, seed: u64, taken: &[&str]) -> Result<Vec<String>, PlacementError> {
-        let mut draw = Draw::new(pattern(text), wanted, seed)?;
+        let mut draw = Draw::new(pattern(text), &[], wanted, seed)?;
         loop {
             let candidates = draw.candidates();
             if candidates.is_empty() {

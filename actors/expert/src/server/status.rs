@@ -54,10 +54,22 @@ pub enum ServerError {
     /// The server is stopping or has stopped.
     #[error("the server is stopping")]
     Stopping,
+    /// The last checkpoints of some experts were not written; their older ones are as they were.
+    #[error("the last steps of {} are in no checkpoint: {reason}", join(.uids))]
+    Unsaved {
+        /// The experts.
+        uids: Vec<ExpertUid>,
+        /// What happened to the first of them.
+        reason: String,
+    },
     /// Executors were still busy at the deadline; they end after their batch.
     #[error("{unfinished} accepted tasks were not finished before the deadline and got an error")]
     Unfinished {
         /// Tasks that got an error, or whose batch still runs.
         unfinished: usize,
     },
+}
+
+fn join(uids: &[ExpertUid]) -> String {
+    uids.iter().map(ExpertUid::as_str).collect::<Vec<_>>().join(", ")
 }

@@ -149,6 +149,7 @@ pub fn server_parts(sim: &Sim, config: ServerConfig) -> ServerParts {
         dht: None,
         router: Router::new(),
         seed: sim.seed(),
+        checkpoints: None,
         config: ServerConfig { executors: 1, ..config },
     }
 }

@@ -62,6 +62,7 @@ impl World {
                     dht: Some(dht.clone()),
                     router,
                     seed: number as u64,
+                    checkpoints: None,
                     config: ServerConfig { executors: 1, ..ServerConfig::default() },
                 };
                 let server = Server::new(parts, hosted.collect()).unwrap();
