@@ -69,6 +69,11 @@ pub fn server(config: &Config) -> Result<RuntimeBuilder, Error> {
     server.mailbox_rows = config.limits.mailbox_rows;
     server.mailbox_bytes = config.limits.mailbox_bytes;
     server.legacy_deadline = Duration::from_secs_f64(config.limits.legacy_deadline);
+    server.checkpoint_period = Duration::from_secs_f64(config.server.checkpoint_period);
+    server.keep_checkpoints = config.server.keep_checkpoints;
+    if let Some(path) = &config.server.checkpoint_dir {
+        builder = builder.checkpoint_dir(path);
+    }
     for group in &config.experts {
         builder = builder.host(experts(group)?);
     }
@@ -81,6 +86,7 @@ fn experts(group: &crate::config::Experts) -> Result<crate::Experts, Error> {
 
     let experts = match &group.expert_pattern {
         Some(pattern) => Experts::pattern(pattern),
+        None if group.expert_uids.is_empty() => Experts::from_checkpoints(),
         None => {
             let uids = group.expert_uids.iter().map(|uid| uid.parse()).collect::<Result<Vec<_>, _>>();
             Experts::uids(uids.map_err(|error: skep_wire::UidError| Error::Invalid(error.to_string()))?)

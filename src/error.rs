@@ -30,6 +30,9 @@ pub enum Error {
     /// Hosting experts.
     #[error(transparent)]
     Server(#[from] skep_expert::ServerError),
+    /// The folder of checkpoints.
+    #[error(transparent)]
+    Checkpoints(#[from] skep_expert::StoreError),
     /// Nobody has announced this expert.
     #[error("no expert {uid} is announced in this network")]
     NoSuchExpert {

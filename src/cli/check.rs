@@ -61,6 +61,7 @@ pub fn explain(config: &Config) -> Vec<String> {
         let what = match (&experts.expert_pattern, experts.num_experts) {
             (Some(pattern), Some(n)) => format!("{n} of {pattern}"),
             (Some(pattern), None) => format!("all of {pattern}"),
+            (None, _) if experts.expert_uids.is_empty() => "what has checkpoints".to_owned(),
             (None, _) => experts.expert_uids.join(", "),
         };
         lines.push(format!(
@@ -71,6 +72,10 @@ pub fn explain(config: &Config) -> Vec<String> {
     let server = &config.server;
     let holds = server.expiration.unwrap_or(2.0 * server.update_period);
     lines.push(format!("announces every {} s, each time for {holds} s", server.update_period));
+    if let Some(folder) = &server.checkpoint_dir {
+        let (period, keep) = (server.checkpoint_period, server.keep_checkpoints);
+        lines.push(format!("keeps the last {keep} checkpoints in {}, taken every {period} s", folder.display()));
+    }
     lines.push(format!("batches {} to {} rows", server.min_batch_size, server.max_batch_size));
     lines
 }

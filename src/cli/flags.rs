@@ -63,6 +63,18 @@ pub struct ServerFlags {
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     expiration: Option<f64>,
+    /// Folder of checkpoints: experts found there continue from them, and without a pattern or uids just they are hosted
+    #[arg(long, value_name = "FOLDER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint_dir: Option<PathBuf>,
+    /// Seconds between checkpoints of an expert that trains [default: 300]
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint_period: Option<f64>,
+    /// Checkpoints kept of each expert [default: 3]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keep_checkpoints: Option<usize>,
     /// Seconds between statistics in the log
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -36,7 +36,10 @@ pub struct Serve {
 
 impl Serve {
     pub fn run(self) -> Result<(), Failure> {
-        let config = load_config(&self.file, &self.node, Some(&self.server), Some(&self.experts))?.config;
+        let mut config = load_config(&self.file, &self.node, Some(&self.server), Some(&self.experts))?.config;
+        if config.experts.is_empty() && config.server.checkpoint_dir.is_some() {
+            config.experts.push(Default::default());
+        }
         if config.experts.is_empty() {
             return Err(ConfigError::plain(
                 "nothing to host",

@@ -92,6 +92,12 @@ pub struct Server {
     pub expiration: Option<f64>,
     /// Refuse inputs and gradients that are not finite.
     pub check_finite: bool,
+    /// Folder of the experts' checkpoints, made when it does not exist; by default none are taken.
+    pub checkpoint_dir: Option<PathBuf>,
+    /// Seconds between checkpoints of an expert that trains.
+    pub checkpoint_period: f64,
+    /// Checkpoints kept of each expert, the newest ones.
+    pub keep_checkpoints: usize,
     /// Seconds between statistics in the log; by default none.
     pub stats_report_interval: Option<f64>,
 }
@@ -106,6 +112,9 @@ impl Default for Server {
             update_period: 30.0,
             expiration: None,
             check_finite: false,
+            checkpoint_dir: None,
+            checkpoint_period: 300.0,
+            keep_checkpoints: 3,
             stats_report_interval: None,
         }
     }

@@ -42,6 +42,7 @@ pub fn check(config: &Config) -> Result<(), Bad> {
     log(config)?;
     for (i, experts) in config.experts.iter().enumerate() {
         group(&format!("experts.{i}"), experts)?;
+        uids(&format!("experts.{i}"), experts, config)?;
     }
     Ok(())
 }
@@ -90,6 +91,7 @@ fn numbers(config: &Config) -> Result<(), Bad> {
         ("dht.wait_timeout", config.dht.wait_timeout),
         ("server.max_wait", server.max_wait),
         ("server.update_period", server.update_period),
+        ("server.checkpoint_period", server.checkpoint_period),
         ("server.expiration", server.expiration.unwrap_or(1.0)),
         ("server.stats_report_interval", server.stats_report_interval.unwrap_or(1.0)),
         ("limits.legacy_deadline", config.limits.legacy_deadline),
@@ -103,6 +105,7 @@ fn numbers(config: &Config) -> Result<(), Bad> {
         ("dht.bucket_size", config.dht.bucket_size),
         ("dht.num_replicas", config.dht.num_replicas),
         ("dht.num_workers", config.dht.num_workers),
+        ("server.keep_checkpoints", server.keep_checkpoints),
         ("server.max_batch_size", server.max_batch_size as usize),
         ("limits.max_inbound_calls", config.limits.max_inbound_calls),
         ("limits.max_connections", config.limits.max_connections as usize),
@@ -125,6 +128,36 @@ fn numbers(config: &Config) -> Result<(), Bad> {
     Ok(())
 }
 
+/// Whether it is said which experts to host, once.
+fn uids(path: &str, experts: &Experts, config: &Config) -> Result<(), Bad> {
+    let at = |key: &str| format!("{path}.{key}");
+    let names_none = |experts: &&Experts| experts.expert_pattern.is_none() && experts.expert_uids.is_empty();
+    match (&experts.expert_pattern, experts.expert_uids.len(), experts.num_experts) {
+        (None, 0, None) if config.server.checkpoint_dir.is_some() => {
+            match config.experts.iter().filter(names_none).count() {
+                0 | 1 => Ok(()),
+                _ => bad(
+                    at("expert_pattern"),
+                    "several groups would host whatever has checkpoints",
+                    "give all groups but one an expert_pattern or expert_uids",
+                ),
+            }
+        }
+        (None, 0, _) => bad(
+            at("expert_pattern"),
+            "nothing says which experts to host",
+            "give expert_pattern = \"expert.[0:5]\" or expert_uids = [\"expert.0\"]",
+        ),
+        (Some(_), 1.., _) => {
+            bad(at("expert_uids"), "expert_pattern and expert_uids exclude each other", "leave one of them out")
+        }
+        (None, given, Some(wanted)) if given != wanted => {
+            bad(at("num_experts"), format!("{wanted}, but {given} uids are given"), "leave num_experts out")
+        }
+        _ => Ok(()),
+    }
+}
+
 fn group(path: &str, experts: &Experts) -> Result<(), Bad> {
     let at = |key: &str| format!("{path}.{key}");
     one_of(at("expert_cls"), &experts.expert_cls, EXPERT_CLASSES)?;
@@ -138,20 +171,6 @@ fn group(path: &str, experts: &Experts) -> Result<(), Bad> {
         if let Err(error) = uid.parse::<ExpertUid>() {
             return bad(at("expert_uids"), error.to_string(), "name experts in full, as in \"expert.3\"");
         }
-    }
-    match (&experts.expert_pattern, experts.expert_uids.len(), experts.num_experts) {
-        (None, 0, _) => bad(
-            at("expert_pattern"),
-            "nothing says which experts to host",
-            "give expert_pattern = \"expert.[0:5]\" or expert_uids = [\"expert.0\"]",
-        )?,
-        (Some(_), 1.., _) => {
-            bad(at("expert_uids"), "expert_pattern and expert_uids exclude each other", "leave one of them out")?
-        }
-        (None, given, Some(wanted)) if given != wanted => {
-            bad(at("num_experts"), format!("{wanted}, but {given} uids are given"), "leave num_experts out")?
-        }
-        _ => {}
     }
     if let Some(text) = &experts.expert_pattern {
         pattern(path, text, experts.num_experts)?;

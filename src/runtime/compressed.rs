@@ -53,6 +53,10 @@ impl Backend for Compressed {
         self.inner.steps()
     }
 
+    fn optimizer(&self) -> &str {
+        self.inner.optimizer()
+    }
+
     fn forward(&mut self, batch: &Batch) -> Result<Vec<skep_wire::HostTensor>, BackendError> {
         self.inner.forward(batch)
     }

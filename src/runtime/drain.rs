@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use skep_expert::ServerError;
+use skep_expert::{LAST_CHECKPOINT, ServerError};
 use skep_kernel::Deadline;
 use tracing::warn;
 
@@ -16,6 +16,7 @@ const DROPPED: Duration = Duration::from_secs(1);
 
 impl Runtime {
     /// Withdraws the experts, refuses new calls, finishes those that were accepted within `wait`, then closes everything.
+    /// With a folder of checkpoints the last ones are written, which may take up to 20 s more.
     /// Blocks until all threads have ended. The error says what was cut off.
     pub fn stop(mut self, wait: Duration) -> Result<(), Error> {
         self.end(wait)
@@ -26,7 +27,7 @@ impl Runtime {
         let deadline = self.shared.client.deadline(wait);
         let shared = self.shared.clone();
         let clock = shared.client.clock.clone();
-        let outer = Deadline::at(deadline.moment() + LAST_STEPS * 5);
+        let outer = Deadline::at(deadline.moment() + LAST_CHECKPOINT + LAST_STEPS * 5);
         let drained = self.block(outer, async move {
             let hosting = shared.hosting.borrow().clone();
             let served = match hosting {

@@ -14,6 +14,8 @@ pub(crate) enum Uids {
     Pattern(String),
     /// Exactly these.
     Listed(Vec<ExpertUid>),
+    /// Those that have a checkpoint and that no other group takes.
+    Kept,
 }
 
 type Maker = Arc<dyn Fn(&ExpertUid) -> BackendFactory + Send + Sync>;
@@ -56,6 +58,11 @@ impl Experts {
     /// Exactly these uids.
     pub fn uids(uids: impl IntoIterator<Item = ExpertUid>) -> Self {
         Self::new(Uids::Listed(uids.into_iter().collect()))
+    }
+
+    /// The uids found in [`checkpoint_dir`](crate::RuntimeBuilder::checkpoint_dir) that no other group takes.
+    pub fn from_checkpoints() -> Self {
+        Self::new(Uids::Kept)
     }
 
     /// How many of the pattern's uids to host; by default all.

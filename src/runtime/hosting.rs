@@ -1,6 +1,6 @@
 //! From groups of experts to a server: chooses uids in the network, then builds and announces.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use skep_dht::Dht;
 use skep_expert::{ExpertPattern, HostedExpert, PlacementError, Server, ServerParts, choose_uids};
@@ -29,11 +29,16 @@ const ATTEMPT: Duration = Duration::from_secs(30);
 /// Between attempts; the DHT actor has its own backoff while it joins.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Hosts the groups; tries for ever while the network is out of reach.
-pub(crate) async fn host(parts: ServerParts, groups: Vec<Experts>, hosting: watch::Sender<Hosting>) {
+/// Hosts the groups, those of `kept` first; tries for ever while the network is out of reach.
+pub(crate) async fn host(
+    parts: ServerParts,
+    groups: Vec<Experts>,
+    kept: Vec<ExpertUid>,
+    hosting: watch::Sender<Hosting>,
+) {
     let dht = parts.dht.clone().expect("a hosting runtime has a DHT node");
     let chosen = loop {
-        match choose(&dht, &parts.clock, parts.seed, &groups).await {
+        match choose(&dht, &parts.clock, parts.seed, &groups, &kept).await {
             Ok(chosen) => break chosen,
             Err(PlacementError::Dht(error)) => {
                 warn!(%error, "cannot choose uids yet");
@@ -59,9 +64,16 @@ async fn choose(
     clock: &SharedClock,
     seed: u64,
     groups: &[Experts],
+    kept: &[ExpertUid],
 ) -> Result<Vec<Vec<ExpertUid>>, PlacementError> {
     let deadline = Deadline::after(clock.now(), ATTEMPT);
     dht.joined(deadline).await?;
+    let mut kept: BTreeSet<&ExpertUid> = kept.iter().collect();
+    for group in groups {
+        if let Uids::Listed(uids) = &group.uids {
+            uids.iter().for_each(|uid| _ = kept.remove(uid));
+        }
+    }
     let mut chosen = Vec::with_capacity(groups.len());
     for group in groups {
         chosen.push(match &group.uids {
@@ -69,14 +81,23 @@ async fn choose(
             Uids::Pattern(text) => {
                 let pattern: ExpertPattern = text.parse()?;
                 let all = usize::try_from(pattern.places()).unwrap_or(usize::MAX);
-                choose_uids(&pattern, group.count.unwrap_or(all), Some(dht), seed, deadline).await?
+                let ours: Vec<ExpertUid> = kept.extract_if(.., |uid| pattern.names(uid)).cloned().collect();
+                choose_uids(&pattern, &ours, group.count.unwrap_or(all), Some(dht), seed, deadline).await?
             }
+            Uids::Kept => Vec::new(),
         });
+    }
+    // What no other group takes.
+    if let Some(rest) = groups.iter().position(|group| group.uids == Uids::Kept) {
+        chosen[rest] = kept.into_iter().cloned().collect();
     }
     Ok(chosen)
 }
 
 fn experts(groups: &[Experts], chosen: Vec<Vec<ExpertUid>>) -> Result<Vec<HostedExpert>, String> {
+    if chosen.iter().all(Vec::is_empty) {
+        return Err("there are no checkpoints to continue from, and nothing else says which experts to host".to_owned());
+    }
     let mut experts = Vec::new();
     for (group, uids) in groups.iter().zip(chosen) {
         for uid in uids {

@@ -4,11 +4,12 @@ use std::{sync::Arc, thread, time::Duration};
 
 use libp2p_identity::PeerId;
 use skep_dht::DhtConfig;
-use skep_expert::ServerConfig;
+use skep_expert::{ServerConfig, SharedStore};
 use skep_kernel::{Deadline, Seed, SharedClock, Spawner, ask::mark_runtime_thread};
 use skep_moe::Client;
 use skep_net::Net;
 use skep_rpc::Router;
+use skep_wire::ExpertUid;
 use tokio::sync::{oneshot, watch};
 
 use super::{
@@ -28,6 +29,9 @@ pub(crate) struct Parts {
     pub initial_peers: Vec<PeerId>,
     pub server: ServerConfig,
     pub groups: Vec<Experts>,
+    pub checkpoints: Option<SharedStore>,
+    /// The experts that have a checkpoint there.
+    pub kept: Vec<ExpertUid>,
 }
 
 /// Growing the tree takes no call to anybody, so this is only reached when the machine is stuck.
@@ -69,7 +73,7 @@ fn run(parts: Parts, report: &Report) {
 
 async fn grow(parts: Parts, stop: oneshot::Sender<()>) -> Result<Arc<Shared>, Error> {
     let spawner = Spawner::arbiter(actix_rt::System::current().arbiter().clone());
-    let Parts { net, router, clock, seed, dht: dht_config, initial_peers, server, groups } = parts;
+    let Parts { net, router, clock, seed, dht: dht_config, initial_peers, server, groups, checkpoints, kept } = parts;
     let net = Arc::new(net);
     let client_mode = dht_config.client_mode;
     let Tree { dht, guardian } = tree::grow(net.clone(), &router, &clock, &seed, dht_config, initial_peers).await?;
@@ -90,10 +94,11 @@ async fn grow(parts: Parts, stop: oneshot::Sender<()>) -> Result<Arc<Shared>, Er
             dht: Some(dht),
             router,
             seed: seed.derive("server").number(),
+            checkpoints,
             config: server,
         };
         let hosting = shared.hosting.clone();
-        spawner.spawn(host(parts, groups, hosting));
+        spawner.spawn(host(parts, groups, kept, hosting));
     }
     Ok(shared)
 }

@@ -43,13 +43,13 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Describes an expert of this name as `backend` is now.
-    pub fn of(uid: &ExpertUid, backend: &dyn Backend) -> Result<Self, BackendError> {
+    /// Describes an expert of this name after so many steps of `backend`.
+    pub fn of(uid: &ExpertUid, step: u64, backend: &dyn Backend) -> Result<Self, BackendError> {
         let (inputs, outputs) = schema_lines(backend.info())?;
         Ok(Self {
             uid: uid.to_string(),
             class: backend.class().to_owned(),
-            step: backend.steps(),
+            step,
             optimizer: backend.optimizer().to_owned(),
             inputs,
             outputs,

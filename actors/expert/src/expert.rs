@@ -127,9 +127,10 @@ impl Expert {
         changed: Arc<Notify>,
     ) -> Result<Self, BackendError> {
         let info = slot.backend.info().clone();
-        let manifest = Manifest::of(&uid, &**slot.backend)?;
         let counters = Counters::default();
-        counters.steps.store(slot.backend.steps(), Ordering::Relaxed);
+        let steps = slot.backend.steps();
+        counters.steps.store(steps, Ordering::Relaxed);
+        let manifest = Manifest::of(&uid, steps, &**slot.backend)?;
         Ok(Self {
             id,
             uid,

@@ -260,8 +260,8 @@ impl ExpertHandle {
             if poisoned || expert.saved_step() == Some(slot.backend.steps()) {
                 return Ok(None);
             }
-            let manifest = Manifest::of(&expert.uid, &**slot.backend)?;
-            Ok(Some(Checkpoint { manifest, snapshot: slot.backend.save()? }))
+            let snapshot = slot.backend.save()?;
+            Ok(Some(Checkpoint { manifest: Manifest::of(&expert.uid, snapshot.step, &**slot.backend)?, snapshot }))
         };
         self.control(deadline, copy).await
     }

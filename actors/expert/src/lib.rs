@@ -21,7 +21,8 @@ mod task;
 pub use actor::{ExpertActor, ExpertInbox, ExpertMessage};
 pub use backend::{Backend, BackendError, BackendFactory, Batch, Snapshot};
 pub use checkpoint::{
-    Checkpoint, CheckpointId, CheckpointStore, DirectoryCheckpoints, Manifest, MemoryCheckpoints, SharedStore, StoreError,
+    Checkpoint, CheckpointId, CheckpointStore, DirectoryCheckpoints, Manifest, MemoryCheckpoints, SharedStore,
+    StoreError,
 };
 pub use config::{ConfigError, ServerConfig};
 pub use executor::Cost;

@@ -7,9 +7,7 @@ use skep_kernel::{Deadline, time::before};
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
-use crate::{
-    BackendError, Checkpoint, CheckpointId, ExpertHandle, SharedStore, StoreError, executor::ExecutorGroup,
-};
+use crate::{BackendError, Checkpoint, CheckpointId, ExpertHandle, SharedStore, StoreError, executor::ExecutorGroup};
 
 /// See the module's documentation. Cheap to clone.
 #[derive(Clone)]

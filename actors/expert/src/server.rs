@@ -139,8 +139,9 @@ impl Server {
             return Err(ServerError::DuplicateUid(twice.uid.clone()));
         }
         let group = |name, n| match &executors {
-            Executors::Threads => ExecutorGroup::threads(clock.clone(), name, n)
-                .map_err(|error| ServerError::Threads(error.to_string())),
+            Executors::Threads => {
+                ExecutorGroup::threads(clock.clone(), name, n).map_err(|error| ServerError::Threads(error.to_string()))
+            }
             Executors::Inline { cost } => Ok(ExecutorGroup::inline(clock.clone(), &spawner, n, cost.clone())),
         };
         let saving = match checkpoints {
@@ -294,8 +295,7 @@ impl Shared {
             let (experts, clock, period) = (self.directory.all(), self.clock.clone(), self.config.checkpoint_period);
             let child = ChildSpec::new("checkpoints", Restart::Permanent);
             let start = move |tombstone| {
-                let actor =
-                    CheckpointActor::new(experts.clone(), saving.clone(), clock.clone(), period, tombstone);
+                let actor = CheckpointActor::new(experts.clone(), saving.clone(), clock.clone(), period, tombstone);
                 Started::actor(actor.start())
             };
             guardian.supervise(child, start).await?;

@@ -282,7 +282,7 @@ fn a_full_disk_costs_no_call_and_is_tried_again() {
 }
 
 #[test]
-fn a_save_that_fails_or_panics_in_the_backend_harms_no_older_checkpoint() {
+fn a_reload_that_fails_leaves_expert_and_checkpoints_as_they_were() {
     Sim::with_seed(1).run(|sim| async move {
         let store = MemoryCheckpoints::new();
         let server = serve(&sim, Arc::new(store.clone()), vec![Closures::echo().hosted("e.0")]).await;

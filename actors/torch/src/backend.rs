@@ -165,6 +165,10 @@ impl Backend for TorchBackend {
         self.steps
     }
 
+    fn optimizer(&self) -> &str {
+        self.spec.rule.name()
+    }
+
     fn forward(&mut self, batch: &Batch) -> Result<Vec<HostTensor>, BackendError> {
         let _guard = InferenceMode::enter().map_err(failed)?;
         hosts(&self.module.forward(&self.inputs(batch)?).map_err(failed)?)

@@ -111,6 +111,18 @@ pub enum Rule {
     AdamW(AdamW),
 }
 
+impl Rule {
+    /// hivemind's name of it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Rule::None => "none",
+            Rule::Sgd(_) => "sgd",
+            Rule::Adam(_) => "adam",
+            Rule::AdamW(_) => "adamw",
+        }
+    }
+}
+
 /// How an expert trains: a rule, a schedule of its learning rate, a limit on the gradients.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

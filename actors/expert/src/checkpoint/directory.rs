@@ -100,8 +100,7 @@ impl CheckpointStore for DirectoryCheckpoints {
         if !folder.is_dir() {
             return Ok(Vec::new());
         }
-        let mut ids: Vec<CheckpointId> =
-            entries(&folder)?.iter().filter_map(|name| id_of(name, MANIFEST)).collect();
+        let mut ids: Vec<CheckpointId> = entries(&folder)?.iter().filter_map(|name| id_of(name, MANIFEST)).collect();
         ids.sort_by(|a, b| b.cmp(a));
         Ok(ids)
     }
