@@ -69,7 +69,7 @@ impl Manifest {
 }
 
 fn schema_lines(info: &ExpertInfo) -> Result<(Vec<String>, Vec<String>), BackendError> {
-    let schema = Schema::of(info)?;
+    let schema = Schema::of(info, &[])?;
     let line = |slot: &crate::schema::Slot| format!("{}: {}", slot.name, slot.expectation());
     Ok((schema.inputs.iter().map(line).collect(), schema.outputs.iter().map(line).collect()))
 }
