@@ -27,7 +27,7 @@ fn uid(text: &str) -> ExpertUid {
 
 /// An expert whose weight goes down by the sum of `x · g` with each step.
 fn affine() -> ScriptedBackend {
-    ScriptedBackend::affine(WIDTH, 100.0, 1.0)
+    ScriptedBackend::affine(100.0, 1.0).of_width(WIDTH)
 }
 
 fn hosted(name: &str, backend: ScriptedBackend) -> HostedExpert {
@@ -146,7 +146,7 @@ fn a_damaged_checkpoint_gives_way_to_the_one_before() {
 async fn refused(sim: &Sim, store: &MemoryCheckpoints, experts: Vec<HostedExpert>) -> String {
     let mut parts = server_parts(sim, config());
     parts.checkpoints = Some(Arc::new(store.clone()));
-    let executors = skep_expert::Executors::Inline { cost: Arc::new(|_, _| millis(1)) };
+    let executors = skep_expert::Executors::Inline { cost: Arc::new(|_, _, _| millis(1)) };
     let server = Server::with_executors(parts, experts, executors).unwrap();
     let error = server.ready(soon(sim)).await.unwrap_err();
     assert!(matches!(&error, ServerError::Build { uid, .. } if uid.as_str() == "e.0"), "{error}");
@@ -159,7 +159,7 @@ fn a_server_does_not_begin_anew_over_checkpoints_that_it_cannot_use() {
         let store = MemoryCheckpoints::new();
         let server = serve(&sim, Arc::new(store.clone()), vec![hosted("e.0", affine())]).await;
         server.stop(soon(&sim)).await.unwrap();
-        let wider = refused(&sim, &store, vec![hosted("e.0", ScriptedBackend::affine(3, 100.0, 1.0))]).await;
+        let wider = refused(&sim, &store, vec![hosted("e.0", ScriptedBackend::affine(100.0, 1.0).of_width(3))]).await;
         assert!(wider.contains("float32 [batch, 2]") && wider.contains("float32 [batch, 3]"), "{wider}");
         let other = refused(&sim, &store, vec![Closures::echo().hosted("e.0")]).await;
         assert!(other.contains("class \"scripted\"") && other.contains("\"closures\""), "{other}");
