@@ -242,6 +242,7 @@ async fn a_remote_that_spells_the_reserved_prefix_is_refused() {
         router: None::<Router>,
         max_inbound_streams: 1,
         negotiation_timeout: Duration::from_secs(5),
+        native: None,
         accept: Box::new(drop),
     });
     let config = swarm::Config::with_tokio_executor().with_idle_connection_timeout(Duration::from_secs(60));

@@ -22,6 +22,9 @@ pub struct NetConfig {
     /// If given, only these peers may connect and be called.
     #[serde(with = "peer_ids")]
     pub allow_peers: Option<Vec<PeerId>>,
+    /// Whether expert calls travel on skep's own wire where the other side offers it, true. Off, everything travels on
+    /// hivemind's, which carries neither request ids nor typed errors.
+    pub native: bool,
     /// How much the network may take.
     pub limits: NetLimits,
     /// How long its steps may take.
@@ -84,6 +87,7 @@ impl Default for NetConfig {
             announce: Vec::new(),
             client_mode: false,
             allow_peers: None,
+            native: true,
             limits: NetLimits::default(),
             timeouts: NetTimeouts::default(),
         }

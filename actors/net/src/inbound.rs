@@ -61,7 +61,7 @@ pub(crate) struct Door {
 }
 
 /// A call that was let in; dropping it makes room for another.
-struct Visit {
+pub(crate) struct Visit {
     _permit: OwnedSemaphorePermit,
     inside: Arc<AtomicUsize>,
 }
@@ -309,11 +309,11 @@ impl Server {
         let _however_it_ended = self.in_time(self.timeouts.write_answer, farewell).await;
     }
 
-    fn enter(&self, method: Method) -> Result<Visit, ServeError> {
+    pub(crate) fn enter(&self, method: Method) -> Result<Visit, ServeError> {
         self.door.enter(method).inspect_err(|_| Counters::add(&self.counters.calls_in_refused))
     }
 
-    fn hold_bytes(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ServeError> {
+    pub(crate) fn hold_bytes(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ServeError> {
         self.door.hold_bytes(bytes).inspect_err(|_| Counters::add(&self.counters.calls_in_refused))
     }
 

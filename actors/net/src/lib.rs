@@ -1,8 +1,9 @@
 //! libp2p, and nobody else knows it. No experts, no DHT of hivemind's, no actors: [`Net`] carries calls between peers as
 //! a [`skep_rpc::Transport`] and hands the calls of others to a [`skep_rpc::Router`].
 //!
-//! The wire is that of Python hivemind 1.1.12 (TCP, noise, yamux; one substream per call). Everything of the network
-//! runs on one thread, `skep-net`, and its workers.
+//! The wire is that of Python hivemind 1.1.12 (TCP, noise, yamux; one substream per call); between peers that both speak
+//! it, expert calls travel on skep's own (docs/wire.md §11). Everything of the network runs on one thread, `skep-net`, and
+//! its workers.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -19,6 +20,7 @@ pub mod identity;
 mod inbound;
 mod io;
 mod listen;
+mod native_link;
 mod net;
 mod node;
 mod outbound;

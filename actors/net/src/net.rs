@@ -21,6 +21,7 @@ use tokio::{
 use crate::{
     NetConfig, NetError, NetStatus, behaviour,
     inbound::{Door, Server},
+    native_link,
     node::{Command, Node},
     outbound,
     peers::SharedBook,
@@ -179,7 +180,9 @@ impl Net {
             serving: shared.door.inside(),
             calls_out: Counters::get(&counters.calls_out),
             calls_out_failed: Counters::get(&counters.calls_out_failed),
+            calls_out_native: Counters::get(&counters.calls_out_native),
             calls_in: Counters::get(&counters.calls_in),
+            calls_in_native: Counters::get(&counters.calls_in_native),
             calls_in_refused: Counters::get(&counters.calls_in_refused),
             calls_in_left: Counters::get(&counters.calls_in_left),
             streams_in_refused: shared.connections.refused_streams(),
@@ -192,6 +195,11 @@ impl Transport for Net {
     fn call(&self, call: Call) -> BoxFuture<'static, Result<Answer, RpcError>> {
         let (shared, runtime) = (self.shared.clone(), self.runtime.clone());
         Box::pin(async move {
+            // With a link at hand the connection's task does everything.
+            let call = match outbound::call_on_link(&shared, call).await {
+                Ok(ended) => return ended,
+                Err(call) => call,
+            };
             let mut task = Task(runtime.spawn(outbound::call(shared, call)));
             // The task ends early only when the network stops.
             (&mut task.0).await.unwrap_or(Err(RpcError::Cancelled))
@@ -310,6 +318,9 @@ fn serve_streams(shared: &Arc<Shared>, runtime: runtime::Handle) -> streams::Sha
         router: (!config.client_mode).then(|| shared.router.clone()),
         max_inbound_streams: config.limits.max_inbound_streams,
         negotiation_timeout: config.timeouts.negotiation,
+        native: config
+            .native
+            .then(|| Arc::new(native_link::Context { server: server.clone(), serves: !config.client_mode })),
         accept: Box::new(move |accepted| drop(runtime.spawn(server.clone().serve(accepted)))),
     }
 }

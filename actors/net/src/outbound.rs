@@ -1,18 +1,19 @@
-//! Calls of ours on hivemind's wire (docs/wire.md §2, §3).
+//! Calls of ours: on the native wire to peers that offer it (docs/wire.md §11), else on hivemind's (docs/wire.md §2, §3).
 //!
-//! The write side stays open until the answer is there: a half-close cancels a call. Dropping a call's future resets its
-//! stream, which the peer takes as "the caller left".
+//! On hivemind's wire the write side stays open until the answer is there: a half-close cancels a call. Dropping a call's
+//! future resets its stream, which the peer takes as "the caller left".
 
 use std::{
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use libp2p::PeerId;
 use prost::Message as _;
-use skep_kernel::time::before;
+use skep_kernel::{Deadline, time::before};
 use skep_rpc::{Answer, Body, Call, Inbound, RpcError, Service as _, Step, TensorBody};
 use skep_wire::{
     DType, Framing, Method,
@@ -31,10 +32,15 @@ use skep_wire::{
 
 use crate::{
     io::{ReadError, read_body, read_stream_header, read_unary, write_segments},
+    native_link::{Link, Native},
     net::Shared,
     status::Counters,
     streams::{OpenError, Opened},
 };
+
+/// How long a call waits for a fresh connection to tell whether the peer offers the native wire, and for the link's
+/// streams. Peers of hivemind answer identify, too, so none waits that long unless something is wrong.
+const NATIVE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Makes one call; it ends by its deadline.
 pub(crate) async fn call(shared: Arc<Shared>, call: Call) -> Result<Answer, RpcError> {
@@ -68,6 +74,24 @@ impl Progress {
     }
 }
 
+/// Makes a call on the link that the peer has with us; gives the call back if there is none, or it is none for a link.
+/// The deadline is the link's to keep, so this may be polled anywhere.
+pub(crate) async fn call_on_link(shared: &Shared, call: Call) -> Result<Result<Answer, RpcError>, Call> {
+    let Some(link) = call.method.is_native().then(|| shared.connections.link(call.peer)).flatten() else {
+        return Err(call);
+    };
+    Counters::add(&shared.counters.calls_out);
+    let (peer, method) = (call.peer, call.method);
+    let result = ask_link(shared, link, call).await;
+    note(shared, peer, method, &result);
+    Ok(result)
+}
+
+async fn ask_link(shared: &Shared, link: Arc<Link>, call: Call) -> Result<Answer, RpcError> {
+    Counters::add(&shared.counters.calls_out_native);
+    link.call(shared.clock.now(), call)?.await
+}
+
 /// What a call's end says of the peer. A slow expert does not make a dead peer, a slow DHT node does.
 fn note(shared: &Shared, peer: PeerId, method: Method, result: &Result<Answer, RpcError>) {
     let is_dht = matches!(method, Method::Ping | Method::Store | Method::Find);
@@ -91,6 +115,13 @@ async fn exchange(shared: &Shared, call: Call, progress: &Progress) -> Result<An
         return serve_ourselves(shared, call).await;
     }
     let (peer, method) = (call.peer, call.method);
+    if method.is_native()
+        && shared.config.native
+        && let Some(link) = link(shared, peer, progress).await?
+    {
+        progress.at(Step::Exchange);
+        return ask_link(shared, link, call).await;
+    }
     // Sizes are checked before anything is dialled: an oversize request would block the writer for ever.
     let request = Request::new(call)?;
     let Opened { stream, slot } = open(shared, peer, method, request.framing(), progress).await?;
@@ -114,6 +145,36 @@ async fn serve_ourselves(shared: &Shared, call: Call) -> Result<Answer, RpcError
     let Call { peer, method, body, meta } = call;
     let inbound = Inbound { peer, method, body, meta, knows_overload: true };
     shared.router.serve(inbound).await.map_err(|error| error.into_rpc(peer))
+}
+
+/// The link to a peer, connecting first if need be. A fresh connection tells by identify whether the peer offers the
+/// native wire; a call waits for that, since only that wire carries its request id. `None` if the peer does not offer it,
+/// or does not say so in time.
+async fn link(shared: &Shared, peer: PeerId, progress: &Progress) -> Result<Option<Arc<Link>>, RpcError> {
+    let (mut native, since) = match shared.connections.native(peer) {
+        Some(native) => native,
+        None => {
+            progress.at(Step::Dial);
+            shared.reach(peer).await?;
+            progress.at(Step::OpenStream);
+            match shared.connections.native(peer) {
+                Some(native) => native,
+                None => return Ok(None),
+            }
+        }
+    };
+    // A connection that has been silent for so long has been waited for by others.
+    let from = if matches!(*native.borrow(), Native::Unknown) { since } else { shared.clock.now() };
+    let patience = Deadline::after(from, NATIVE_PATIENCE);
+    let wait = async {
+        // The connection's end is an answer, too.
+        let known = native.wait_for(|native| matches!(native, Native::Ready(_) | Native::Absent)).await;
+        match known.as_deref() {
+            Ok(Native::Ready(link)) => Some(link.clone()),
+            _ => None,
+        }
+    };
+    Ok(before(&*shared.clock, patience, wait).await.ok().flatten())
 }
 
 /// Opens a stream, connecting first if need be. A connection that closes meanwhile is replaced once.

@@ -25,8 +25,12 @@ pub struct NetStatus {
     pub calls_out: u64,
     /// Calls of ours that brought no answer.
     pub calls_out_failed: u64,
+    /// Calls that we made on the native wire; the others were made on hivemind's.
+    pub calls_out_native: u64,
     /// Calls of others that were served.
     pub calls_in: u64,
+    /// Calls of others on the native wire that were served.
+    pub calls_in_native: u64,
     /// Calls of others that were refused because too many were being served.
     pub calls_in_refused: u64,
     /// Calls of others whose caller left before the answer.
@@ -41,7 +45,9 @@ pub struct NetStatus {
 pub(crate) struct Counters {
     pub(crate) calls_out: AtomicU64,
     pub(crate) calls_out_failed: AtomicU64,
+    pub(crate) calls_out_native: AtomicU64,
     pub(crate) calls_in: AtomicU64,
+    pub(crate) calls_in_native: AtomicU64,
     pub(crate) calls_in_refused: AtomicU64,
     pub(crate) calls_in_left: AtomicU64,
 }

@@ -1,4 +1,5 @@
-//! A behaviour that opens and accepts raw substreams under any name, hivemind's handler names included.
+//! A behaviour that opens and accepts raw substreams under any name, hivemind's handler names included, and that houses
+//! the links of skep's own wire ([`crate::native_link`]) in the tasks of their connections.
 //!
 //! Opens go from the caller straight to the task of a connection, many at once; the swarm's task is not involved.
 //! Accepted substreams go to one function. None is dropped in silence: over the limit of a connection it is reset,
@@ -27,15 +28,21 @@ use libp2p::{
     swarm::{
         ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm, NetworkBehaviour,
         StreamUpgradeError, SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
-        handler::{ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound},
+        handler::{
+            ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound, ProtocolsChange,
+        },
     },
 };
+use skep_kernel::Moment;
 use skep_rpc::Router;
-use skep_wire::{Framing, Method};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use skep_wire::{Framing, Method, frame::native::Lane};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tracing::{debug, warn};
 
-use crate::slashless::PREFIX;
+use crate::{
+    native_link::{self, Caller, Link, NATIVE, Native, Servant},
+    slashless::PREFIX,
+};
 
 /// Substreams that we open on one connection at once. Far below yamux's limit, at which a connection ends, and equal to
 /// the number of unanswered opens that yamux allows.
@@ -101,6 +108,8 @@ struct Connection {
     relayed: bool,
     opens: mpsc::Sender<Open>,
     slots: Arc<Semaphore>,
+    /// What is known of the native wire, and since when the connection is there. `None` when we do not speak it.
+    native: Option<(watch::Receiver<Native>, Moment)>,
 }
 
 /// The live connections by peer, shared by callers and the swarm.
@@ -122,6 +131,20 @@ impl Connections {
         Ok(Opened { stream, slot })
     }
 
+    /// What is known of the native wire on the best connection, to be watched, and since when that connection is there.
+    pub(crate) fn native(&self, peer: PeerId) -> Option<(watch::Receiver<Native>, Moment)> {
+        self.best(peer)?.native
+    }
+
+    /// The link to a peer, if calls may be made on it now.
+    pub(crate) fn link(&self, peer: PeerId) -> Option<Arc<Link>> {
+        let by_peer = self.read();
+        match &*best_of(by_peer.get(&peer)?)?.native.as_ref()?.0.borrow() {
+            Native::Ready(link) => Some(link.clone()),
+            Native::Unknown | Native::Absent | Native::Opening => None,
+        }
+    }
+
     /// Connections, and substreams that we have open on them.
     pub(crate) fn count(&self) -> (usize, usize) {
         let by_peer = self.read();
@@ -134,11 +157,8 @@ impl Connections {
         self.refused_streams.load(Ordering::Relaxed)
     }
 
-    /// The newest direct connection, or the newest relayed one: after a crash of the peer the older one is the dead one.
     fn best(&self, peer: PeerId) -> Option<Connection> {
-        let by_peer = self.read();
-        let connections = by_peer.get(&peer)?;
-        connections.iter().rev().find(|c| !c.relayed).or(connections.last()).cloned()
+        best_of(self.read().get(&peer)?).cloned()
     }
 
     fn add(&self, peer: PeerId, connection: Connection) {
@@ -164,6 +184,20 @@ impl Connections {
 
 const UNPOISONED: &str = "no panic while connections are held";
 
+/// The newest direct connection, or the newest relayed one: after a crash of the peer the older one is the dead one.
+fn best_of(connections: &[Connection]) -> Option<&Connection> {
+    connections.iter().rev().find(|c| !c.relayed).or(connections.last())
+}
+
+/// What a substream is for.
+#[derive(Clone, Copy)]
+pub(crate) enum Purpose {
+    /// One call on hivemind's wire.
+    Call(Method, Framing),
+    /// Many on ours.
+    Native,
+}
+
 /// The name under which our side of a substream negotiates a handler (see [`crate::slashless`]).
 fn protocol(method: Method, framing: Framing) -> Option<StreamProtocol> {
     type Named = ((Method, Framing), StreamProtocol);
@@ -180,27 +214,26 @@ fn protocol(method: Method, framing: Framing) -> Option<StreamProtocol> {
     names.iter().find(|(key, _)| *key == (method, framing)).map(|(_, name)| name.clone())
 }
 
-/// Negotiates one of several handlers; the result is the raw substream.
-pub(crate) struct Handlers(Vec<(StreamProtocol, Method, Framing)>);
+/// Negotiates one of several names; the result is the raw substream.
+pub(crate) struct Handlers(Arc<[(StreamProtocol, Purpose)]>);
 
 impl UpgradeInfo for Handlers {
     type Info = StreamProtocol;
     type InfoIter = std::vec::IntoIter<StreamProtocol>;
 
     fn protocol_info(&self) -> Self::InfoIter {
-        self.0.iter().map(|(name, ..)| name.clone()).collect::<Vec<_>>().into_iter()
+        self.0.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>().into_iter()
     }
 }
 
 impl InboundUpgrade<Stream> for Handlers {
-    type Output = (Stream, Method, Framing);
+    type Output = (Stream, Purpose);
     type Error = Infallible;
     type Future = Ready<Result<Self::Output, Infallible>>;
 
     fn upgrade_inbound(self, stream: Stream, name: StreamProtocol) -> Self::Future {
-        let (_, method, framing) =
-            self.0.into_iter().find(|(n, ..)| *n == name).expect("only offered names are agreed");
-        ready(Ok((stream, method, framing)))
+        let (_, purpose) = self.0.iter().find(|(n, _)| *n == name).expect("only offered names are agreed");
+        ready(Ok((stream, *purpose)))
     }
 }
 
@@ -222,6 +255,8 @@ pub(crate) struct Shared {
     pub(crate) max_inbound_streams: usize,
     pub(crate) negotiation_timeout: Duration,
     pub(crate) accept: Box<dyn Fn(Accepted) + Send + Sync>,
+    /// What links need; `None` when we do not speak the native wire.
+    pub(crate) native: Option<Arc<native_link::Context>>,
 }
 
 /// The behaviour.
@@ -238,8 +273,17 @@ impl Behaviour {
     fn handler(&mut self, id: ConnectionId, peer: PeerId, relayed: bool) -> Handler {
         let (opens, requests) = mpsc::channel(MAX_OUTBOUND);
         let slots = Arc::new(Semaphore::new(MAX_OUTBOUND));
-        self.pending.insert(id, Connection { id, relayed, opens, slots });
-        Handler { peer, shared: self.shared.clone(), requests, inbound: Arc::default() }
+        let (caller, native) = match &self.shared.native {
+            Some(node) => {
+                let (state, native) = watch::channel(Native::Unknown);
+                (Some(Caller::new(node.clone(), peer, state)), Some((native, node.server.clock.now())))
+            }
+            None => (None, None),
+        };
+        let servant = self.shared.native.iter().find(|node| node.serves).map(|node| Servant::new(node.clone(), peer));
+        self.pending.insert(id, Connection { id, relayed, opens, slots, native });
+        let shared = self.shared.clone();
+        Handler { peer, shared, requests, inbound: Arc::default(), offered: None, caller, servant }
     }
 }
 
@@ -304,9 +348,34 @@ pub(crate) struct Handler {
     shared: Arc<Shared>,
     requests: mpsc::Receiver<Open>,
     inbound: Arc<AtomicUsize>,
+    /// What we offer, and the version of the routes from which that follows.
+    offered: Option<(u64, Arc<[(StreamProtocol, Purpose)]>)>,
+    caller: Option<Caller>,
+    servant: Option<Servant>,
 }
 
 impl Handler {
+    /// hivemind's names of all methods that have a route, and our wire if one of them travels on it.
+    fn offer(&self) -> Arc<[(StreamProtocol, Purpose)]> {
+        let methods = self.shared.router.as_ref().map(Router::methods).unwrap_or_default();
+        let is_native = self.servant.is_some() && methods.iter().any(|method| method.is_native());
+        let forms = methods.into_iter().flat_map(|method| [(method, Framing::Unary), (method, Framing::Stream)]);
+        let calls =
+            forms.filter_map(|(method, framing)| Some((protocol(method, framing)?, Purpose::Call(method, framing))));
+        calls.chain(is_native.then_some((NATIVE, Purpose::Native))).collect()
+    }
+
+    fn ask(
+        &self,
+        protocol: StreamProtocol,
+        purpose: Purpose,
+        asked: Asked,
+    ) -> Poll<ConnectionHandlerEvent<Handlers, Asked, Infallible>> {
+        let upgrade = SubstreamProtocol::new(Handlers(Arc::new([(protocol, purpose)])), asked);
+        let protocol = upgrade.with_timeout(self.shared.negotiation_timeout);
+        Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol })
+    }
+
     fn accept(&self, stream: Stream, method: Method, framing: Framing) {
         let (peer, limit) = (self.peer, self.shared.max_inbound_streams);
         match InboundSlot::take(&self.inbound, limit) {
@@ -319,10 +388,12 @@ impl Handler {
     }
 }
 
-/// The way back for one open, and the name it asked for.
-pub(crate) struct Asked {
-    name: &'static str,
-    reply: oneshot::Sender<Result<Stream, OpenError>>,
+/// Who asked for a substream.
+pub(crate) enum Asked {
+    /// A caller: the way back, and the name it asked for.
+    Call { name: &'static str, reply: oneshot::Sender<Result<Stream, OpenError>> },
+    /// The link.
+    Native(Lane),
 }
 
 impl ConnectionHandler for Handler {
@@ -334,13 +405,23 @@ impl ConnectionHandler for Handler {
     type OutboundOpenInfo = Asked;
 
     fn listen_protocol(&self) -> SubstreamProtocol<Handlers> {
-        let methods = self.shared.router.as_ref().map(Router::methods).unwrap_or_default();
-        let forms = methods.into_iter().flat_map(|method| [(method, Framing::Unary), (method, Framing::Stream)]);
-        let served = forms.filter_map(|(method, framing)| Some((protocol(method, framing)?, method, framing)));
-        SubstreamProtocol::new(Handlers(served.collect()), ()).with_timeout(self.shared.negotiation_timeout)
+        let offered = match &self.offered {
+            Some((_, offered)) => offered.clone(),
+            None => self.offer(),
+        };
+        SubstreamProtocol::new(Handlers(offered), ()).with_timeout(self.shared.negotiation_timeout)
+    }
+
+    fn connection_keep_alive(&self) -> bool {
+        self.caller.as_ref().is_some_and(Caller::is_busy) || self.servant.as_ref().is_some_and(Servant::is_busy)
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<Handlers, Asked, Infallible>> {
+        // The swarm asks what we offer each time it polls a connection, and the routes hardly ever change.
+        let version = self.shared.router.as_ref().map_or(0, Router::version);
+        if self.offered.as_ref().is_none_or(|(known, _)| *known != version) {
+            self.offered = Some((version, self.offer()));
+        }
         while let Poll::Ready(Some(open)) = self.requests.poll_recv(cx) {
             let Open { method, framing, reply } = open;
             let name = method_name(method, framing);
@@ -351,11 +432,15 @@ impl ConnectionHandler for Handler {
             if reply.is_closed() {
                 continue;
             }
-            let upgrade = Handlers(vec![(protocol, method, framing)]);
-            let protocol = SubstreamProtocol::new(upgrade, Asked { name, reply });
-            return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest {
-                protocol: protocol.with_timeout(self.shared.negotiation_timeout),
-            });
+            return self.ask(protocol, Purpose::Call(method, framing), Asked::Call { name, reply });
+        }
+        if let Some(servant) = &mut self.servant {
+            servant.poll(cx);
+        }
+        if let Some(caller) = &mut self.caller
+            && let Poll::Ready(lane) = caller.poll(cx)
+        {
+            return self.ask(NATIVE, Purpose::Native, Asked::Native(lane));
         }
         Poll::Pending
     }
@@ -366,22 +451,41 @@ impl ConnectionHandler for Handler {
 
     fn on_connection_event(&mut self, event: ConnectionEvent<Handlers, Handlers, (), Asked>) {
         match event {
-            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol, .. }) => {
-                let (stream, method, framing) = protocol;
-                self.accept(stream, method, framing);
-            }
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol, .. }) => match protocol {
+                (stream, Purpose::Call(method, framing)) => self.accept(stream, method, framing),
+                (stream, Purpose::Native) => {
+                    if let Some(servant) = &mut self.servant {
+                        servant.accept(stream);
+                    }
+                }
+            },
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: stream, info }) => {
-                // A caller who left drops the stream, which resets it.
-                let _caller_left = info.reply.send(Ok(stream));
+                match (info, &mut self.caller) {
+                    (Asked::Call { reply, .. }, _) => {
+                        // A caller who left drops the stream, which resets it.
+                        let _caller_left = reply.send(Ok(stream));
+                    }
+                    (Asked::Native(lane), Some(caller)) => caller.opened(lane, stream),
+                    (Asked::Native(_), None) => {}
+                }
             }
-            ConnectionEvent::DialUpgradeError(DialUpgradeError { info, error }) => {
-                let error = match error {
-                    StreamUpgradeError::Timeout => OpenError::Timeout,
-                    StreamUpgradeError::NegotiationFailed => OpenError::Unsupported(info.name),
-                    StreamUpgradeError::Io(error) => OpenError::Io(error),
-                    StreamUpgradeError::Apply(never) => match never {},
-                };
-                let _caller_left = info.reply.send(Err(error));
+            ConnectionEvent::DialUpgradeError(DialUpgradeError { info, error }) => match (info, &mut self.caller) {
+                (Asked::Call { name, reply }, _) => {
+                    let error = match error {
+                        StreamUpgradeError::Timeout => OpenError::Timeout,
+                        StreamUpgradeError::NegotiationFailed => OpenError::Unsupported(name),
+                        StreamUpgradeError::Io(error) => OpenError::Io(error),
+                        StreamUpgradeError::Apply(never) => match never {},
+                    };
+                    let _caller_left = reply.send(Err(error));
+                }
+                (Asked::Native(_), Some(caller)) => caller.refused(&error.to_string()),
+                (Asked::Native(_), None) => {}
+            },
+            ConnectionEvent::RemoteProtocolsChange(change) => {
+                if let (ProtocolsChange::Added(added), Some(caller)) = (change, &mut self.caller) {
+                    caller.identified(added.into_iter().any(|protocol| *protocol == NATIVE));
+                }
             }
             ConnectionEvent::ListenUpgradeError(failed) => {
                 debug!(peer = %self.peer, error = ?failed.error, "a stream of the peer found no protocol");

@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, RwLock},
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use futures::future::BoxFuture;
@@ -16,6 +19,7 @@ use crate::{Answer, Inbound, ServeError, Service, SharedService};
 #[derive(Clone, Default)]
 pub struct Router {
     routes: Arc<RwLock<BTreeMap<Method, SharedService>>>,
+    version: Arc<AtomicU64>,
 }
 
 impl Router {
@@ -31,14 +35,25 @@ impl Router {
         // A service may panic when it is dropped: never while the routes are held.
         drop(routes);
         drop(replaced);
+        self.version.fetch_add(1, Ordering::Release);
     }
 
     /// Withdraws routes; calls that are being served go on.
     pub fn withdraw(&self, methods: &[Method]) {
         let mut routes = self.routes.write().expect("no panic while the routes are held");
+<<<<<<< HEAD
         let withdrawn: Vec<_> = methods.iter().map(|method| routes.remove(method)).collect();
         drop(routes);
         drop(withdrawn);
+=======
+        routes.retain(|method, _| !methods.contains(method));
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// A number that changes when routes do.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+>>>>>>> df467e0 (Speak a wire of our own between peers of ours)
     }
 
     /// The methods that have a route.

@@ -1,9 +1,11 @@
-//! Frames of hivemind's wire, sans-IO: bytes in, frames out (docs/wire.md §2, §3).
+//! Frames, sans-IO: bytes in, frames out. Those of hivemind's wire (docs/wire.md §2, §3) and of skep's own ([`native`],
+//! docs/wire.md §11).
 //!
-//! Each framing comes in two forms. A `Decoder` takes bytes in any pieces, for tests and simple readers. `Length` and
+//! Each of hivemind's framings comes in two forms. A `Decoder` takes bytes in any pieces, for tests and simple readers. `Length` and
 //! `Header` with `Frame::decode` let an async reader fill one buffer of the right size and hand it over, so that large
 //! bodies are not copied. Lengths are checked before anything is allocated for them.
 
+pub mod native;
 pub mod stream;
 pub mod unary;
 
@@ -42,6 +44,30 @@ pub enum FrameError {
     /// A stream frame of an unknown kind.
     #[error("unknown stream frame marker {0:#04x}")]
     Marker(u8),
+    /// A native frame whose header is none.
+    #[error("malformed frame header: {0}")]
+    Header(String),
+    /// A native frame with more bytes than the receiver had allowed.
+    #[error("frame carries {bytes} bytes, allowed are {credit}")]
+    OverCredit {
+        /// Bytes of a body in the frame.
+        bytes: usize,
+        /// Bytes that were allowed.
+        credit: usize,
+    },
+    /// A native frame with more bytes of a body than the body has left.
+    #[error("frame carries {bytes} bytes of body {id}, which has {left} left")]
+    OverBody {
+        /// The call.
+        id: u64,
+        /// Bytes of the body in the frame.
+        bytes: usize,
+        /// Bytes that the body still misses.
+        left: usize,
+    },
+    /// A native call under the number of one that has not ended.
+    #[error("call number {0} is in use")]
+    Duplicate(u64),
 }
 
 impl From<prost::DecodeError> for FrameError {

@@ -2,8 +2,10 @@
 
 use std::fmt;
 
-/// A remote procedure, whatever framing carries it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+use serde::{Deserialize, Serialize};
+
+/// A remote procedure, whatever framing carries it. On the native wire its number is its place in this list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Method {
     /// `DHTProtocol.rpc_ping`
     Ping,
@@ -61,6 +63,11 @@ impl Method {
             n if Some(n) == m.stream_name() => Some((m, Framing::Stream)),
             _ => None,
         })
+    }
+
+    /// Whether the native wire carries it. The DHT stays on hivemind's wire, so that all nodes live in one.
+    pub const fn is_native(self) -> bool {
+        matches!(self, Method::Info | Method::Forward | Method::Backward)
     }
 
     /// Whether body and answer are tensors rather than one opaque message.

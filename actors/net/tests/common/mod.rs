@@ -34,7 +34,13 @@ pub struct Node {
 }
 
 impl Node {
+    /// On hivemind's wire only, whatever the other side offers.
     pub fn start(config: NetConfig, router: Router) -> Node {
+        Node::start_native(NetConfig { native: false, ..config }, router)
+    }
+
+    /// On the wire that the configuration says.
+    pub fn start_native(config: NetConfig, router: Router) -> Node {
         let clock = clock();
         Node { net: Net::start(config, keypair(), router, clock.clone()).unwrap(), clock }
     }

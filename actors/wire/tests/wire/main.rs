@@ -7,5 +7,6 @@ mod frames;
 mod hostile;
 mod messages;
 mod msgpack;
+mod native;
 mod schemas;
 mod support;

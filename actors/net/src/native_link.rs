@@ -1,0 +1,57 @@
+//! Calls on skep's own wire (docs/wire.md §11), between peers that both speak it.
+//!
+//! Each connection carries at most one link per direction: two long-lived substreams that the calling side opens as soon
+//! as identify has told that the other side offers the protocol. [`Caller`] and [`Servant`] live in the connection's own
+//! task and are polled with it, so a call passes no task but that one: the caller puts it in the [`Link`]'s queue and
+//! wakes the connection, which writes it out; the answer wakes the caller.
+
+mod alarm;
+mod caller;
+mod convert;
+mod lane;
+mod link;
+mod servant;
+
+use std::sync::Arc;
+
+use libp2p::StreamProtocol;
+use skep_wire::frame::{FrameError, native::PROTOCOL};
+
+pub(crate) use caller::Caller;
+pub(crate) use link::{Link, Native};
+pub(crate) use servant::Servant;
+
+use crate::inbound::Server;
+
+/// The protocol's name.
+pub(crate) const NATIVE: StreamProtocol = StreamProtocol::new(PROTOCOL);
+
+/// What links need of the node.
+pub(crate) struct Context {
+    pub(crate) server: Arc<Server>,
+    /// Whether calls of others are served.
+    pub(crate) serves: bool,
+}
+
+/// Why a link ended.
+#[derive(Clone, Debug, thiserror::Error)]
+enum Broken {
+    #[error("the connection closed")]
+    Closed,
+    #[error("the peer closed the stream")]
+    Ended,
+    #[error("{0}")]
+    Io(String),
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+    #[error("the peer sent {0}, which is not its to send")]
+    Unexpected(&'static str),
+    #[error("the peer does not take what is sent to it")]
+    Stuck,
+}
+
+impl From<std::io::Error> for Broken {
+    fn from(error: std::io::Error) -> Self {
+        Broken::Io(error.to_string())
+    }
+}

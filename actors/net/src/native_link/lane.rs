@@ -1,0 +1,81 @@
+//! One of a link's streams.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use futures::{AsyncRead as _, AsyncWrite as _};
+use libp2p::Stream;
+use skep_kernel::{Clock, Moment};
+use skep_wire::frame::native::{Event, Header, Reader, Writer};
+
+use super::Broken;
+
+/// A stream with what reads and writes its frames.
+pub(super) struct Lane<G> {
+    stream: Stream,
+    pub(super) reader: Reader,
+    pub(super) writer: Writer<G>,
+    /// Since when nothing could be written that should be.
+    pub(super) stuck_since: Option<Moment>,
+}
+
+impl<G> Lane<G> {
+    /// Links do not keep a connection alive; calls on them do.
+    pub(super) fn new(mut stream: Stream) -> Self {
+        stream.ignore_for_keep_alive();
+        Self { stream, reader: Reader::new(), writer: Writer::new(), stuck_since: None }
+    }
+
+    /// Writes what can be written. Whether anything was.
+    pub(super) fn write(&mut self, cx: &mut Context<'_>, clock: &dyn Clock) -> Result<bool, Broken> {
+        if let Some(bytes) = self.reader.take_credit() {
+            self.writer.control(&Header::Credit { bytes })?;
+        }
+        let mut any = false;
+        loop {
+            let bytes = self.writer.next_bytes();
+            if bytes.is_empty() {
+                break;
+            }
+            match Pin::new(&mut self.stream).poll_write(cx, bytes) {
+                Poll::Ready(Ok(0)) => return Err(Broken::Ended),
+                Poll::Ready(Ok(n)) => {
+                    self.writer.wrote(n);
+                    any = true;
+                }
+                Poll::Ready(Err(error)) => return Err(error.into()),
+                Poll::Pending => break,
+            }
+        }
+        if any && let Poll::Ready(Err(error)) = Pin::new(&mut self.stream).poll_flush(cx) {
+            return Err(error.into());
+        }
+        if any || self.writer.is_empty() {
+            self.stuck_since = None;
+        }
+        if self.stuck_since.is_none() && !self.writer.is_empty() {
+            self.stuck_since = Some(clock.now());
+        }
+        Ok(any)
+    }
+
+    /// The next event that has arrived.
+    pub(super) fn read(&mut self, cx: &mut Context<'_>) -> Result<Option<Event>, Broken> {
+        loop {
+            if let Some(event) = self.reader.next_event()? {
+                return Ok(Some(event));
+            }
+            match Pin::new(&mut self.stream).poll_read(cx, self.reader.space()) {
+                Poll::Pending => return Ok(None),
+                Poll::Ready(Ok(0)) => {
+                    self.reader.finish()?;
+                    return Err(Broken::Ended);
+                }
+                Poll::Ready(Ok(n)) => self.reader.filled(n),
+                Poll::Ready(Err(error)) => return Err(error.into()),
+            }
+        }
+    }
+}
