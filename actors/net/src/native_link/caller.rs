@@ -331,6 +331,17 @@ impl Caller {
         Ok(())
     }
 
+    /// Answers that came with the connection's end lie in the streams still.
+    fn read_the_rest(&mut self) {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        for index in 0..2 {
+            while let Ok(lane) = lane(&mut self.lanes, index)
+                && let Ok(Some(event)) = lane.read(&mut cx)
+                && self.on_event(index, event).is_ok()
+            {}
+        }
+    }
+
     /// Fails everything that is under way.
     fn end(&mut self, broken: &Broken) {
         let lanes = std::mem::replace(&mut self.lanes, Lanes::None);
@@ -355,6 +366,7 @@ fn lane(lanes: &mut Lanes, index: usize) -> Result<&mut Lane<()>, Broken> {
 
 impl Drop for Caller {
     fn drop(&mut self) {
+        self.read_the_rest();
         self.end(&Broken::Closed);
         self.tell(Native::Absent);
     }
