@@ -32,7 +32,7 @@ pub(crate) fn swarm(
 ) -> Result<Swarm<Behaviour>, NetError> {
     let peer = identity.public().to_peer_id();
     let (limits, timeouts) = (&config.limits, &config.timeouts);
-    let transport = transport::build(identity, timeouts.handshake).map_err(NetError::Start)?;
+    let transport = transport::build(identity, config.tls, timeouts.handshake).map_err(NetError::Start)?;
 
     let agent = concat!("skep/", env!("CARGO_PKG_VERSION"));
     let identify = identify::Config::new(String::new(), identity.public())

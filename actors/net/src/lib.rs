@@ -25,6 +25,7 @@ mod net;
 mod node;
 mod outbound;
 mod peers;
+mod security;
 mod slashless;
 mod status;
 mod streams;

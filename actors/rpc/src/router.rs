@@ -34,26 +34,22 @@ impl Router {
         let replaced: Vec<_> = methods.iter().map(|method| routes.insert(*method, service.clone())).collect();
         // A service may panic when it is dropped: never while the routes are held.
         drop(routes);
-        drop(replaced);
         self.version.fetch_add(1, Ordering::Release);
+        drop(replaced);
     }
 
     /// Withdraws routes; calls that are being served go on.
     pub fn withdraw(&self, methods: &[Method]) {
         let mut routes = self.routes.write().expect("no panic while the routes are held");
-<<<<<<< HEAD
         let withdrawn: Vec<_> = methods.iter().map(|method| routes.remove(method)).collect();
         drop(routes);
-        drop(withdrawn);
-=======
-        routes.retain(|method, _| !methods.contains(method));
         self.version.fetch_add(1, Ordering::Release);
+        drop(withdrawn);
     }
 
     /// A number that changes when routes do.
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
->>>>>>> df467e0 (Speak a wire of our own between peers of ours)
     }
 
     /// The methods that have a route.
