@@ -1,6 +1,6 @@
 //! Asking actors: bounded inboxes that outlive their actor, answers under a deadline, and waiting from ordinary threads.
 
-use std::{cell::Cell, sync::Arc, time::Duration};
+use std::{cell::Cell, panic::Location, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
@@ -154,11 +154,20 @@ pub fn is_runtime_thread() -> bool {
 
 /// Starts futures on the runtime's system thread, from any thread.
 #[derive(Clone)]
-pub struct Spawner(Arc<dyn Fn(BoxFuture<'static, ()>) -> bool + Send + Sync>);
+pub struct Spawner(Arc<Start>);
+
+type Start = dyn Fn(BoxFuture<'static, ()>, &'static Location<'static>) -> bool + Send + Sync;
 
 impl Spawner {
     /// Spawns through `start`, which says whether the runtime still takes work.
     pub fn new(start: impl Fn(BoxFuture<'static, ()>) -> bool + Send + Sync + 'static) -> Self {
+        Self::located(move |future, _place| start(future))
+    }
+
+    /// Spawns through `start`, which is told where in the code a future was started.
+    pub fn located(
+        start: impl Fn(BoxFuture<'static, ()>, &'static Location<'static>) -> bool + Send + Sync + 'static,
+    ) -> Self {
         Self(Arc::new(start))
     }
 
@@ -168,8 +177,9 @@ impl Spawner {
     }
 
     /// Starts a future; `false` when the runtime has stopped.
+    #[track_caller]
     pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) -> bool {
-        (self.0)(Box::pin(future))
+        (self.0)(Box::pin(future), Location::caller())
     }
 
     /// Runs a future on the system thread and blocks this thread for its result. Works on any thread but the runtime's own

@@ -12,7 +12,12 @@ use skep_dht::DhtConfig;
 use skep_kernel::Deadline;
 use skep_moe::{Client, MoeConfig};
 
-use crate::{Hive, MoeBuilder, Node, Sim, dht_node::start_dht, node::Birth, servers::START};
+use crate::{
+    Hive, MoeBuilder, Node, Sim,
+    dht_node::start_dht,
+    node::{Birth, Life},
+    servers::START,
+};
 
 /// A client about to start; awaiting it gives a [`Client`]. From [`Sim::client`].
 pub struct Clients<'a> {
@@ -71,8 +76,10 @@ impl Clients<'_> {
         let boot = move |birth: Birth| {
             let dht = start_dht(&birth, DhtConfig::client(), &initial_peers);
             let Birth { transport, clock, spawner, seed, .. } = birth;
-            let started = Client { dht, transport, clock, spawner, seed: seed.derive("client").number() };
+            let seed = seed.derive("client").number();
+            let started = Client { dht: dht.clone(), transport, clock, spawner, seed };
             *shared.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
+            Box::new(dht) as Box<dyn Life>
         };
         let node = Node::start(self.sim, "client", true, self.started_at, boot);
         let client = client.lock().unwrap_or_else(PoisonError::into_inner).clone();

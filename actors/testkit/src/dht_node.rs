@@ -9,7 +9,10 @@ use libp2p_identity::PeerId;
 use skep_dht::{Dht, DhtConfig, DhtParts};
 use skep_rpc::Bans;
 
-use crate::{Node, Sim, node::Birth};
+use crate::{
+    Node, Sim,
+    node::{Birth, Life},
+};
 
 /// The real DHT actor in a process that is born.
 pub(crate) fn start_dht(birth: &Birth, config: DhtConfig, initial_peers: &[PeerId]) -> Dht {
@@ -69,7 +72,8 @@ impl SimDht {
         let (shared, is_client, initial_peers) = (dht.clone(), config.client_mode, initial_peers.to_vec());
         let boot = move |birth: Birth| {
             let started = start_dht(&birth, config.clone(), &initial_peers);
-            *shared.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
+            *shared.lock().unwrap_or_else(PoisonError::into_inner) = Some(started.clone());
+            Box::new(started) as Box<dyn Life>
         };
         Self { node: Node::start(sim, "dht", is_client, started_at, boot), dht }
     }

@@ -9,8 +9,10 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use libp2p_identity::PeerId;
-use skep_kernel::{Clock, Seed, SharedClock, Spawner};
+use skep_dht::Dht;
+use skep_kernel::{Clock, Deadline, Seed, SharedClock, Spawner};
 use skep_rpc::{Router, SharedTransport};
 
 use crate::{
@@ -21,7 +23,28 @@ use crate::{
 };
 
 /// What starts in a node's process, at first and again at each restart.
-type Boot = Box<dyn Fn(Birth) + Send + Sync>;
+type Boot = Box<dyn Fn(Birth) -> Box<dyn Life> + Send + Sync>;
+
+/// What runs in a node's process.
+pub(crate) trait Life: Send + Sync {
+    /// Ends it as its user would; says what did not end as it should.
+    fn stop(&self, deadline: Deadline) -> BoxFuture<'static, Result<(), String>>;
+
+    /// Rows in line at its experts.
+    fn waiting_rows(&self) -> u32 {
+        0
+    }
+}
+
+impl Life for Dht {
+    fn stop(&self, _deadline: Deadline) -> BoxFuture<'static, Result<(), String>> {
+        let dht = self.clone();
+        Box::pin(async move {
+            dht.stop().await;
+            Ok(())
+        })
+    }
+}
 
 /// What a process that starts is given.
 pub(crate) struct Birth {
@@ -64,6 +87,8 @@ pub enum Health {
     Frozen,
     /// It is gone.
     Killed,
+    /// It ended as it should.
+    Stopped,
 }
 
 /// One node of a simulation: a process with an identity, from [`Sim::dht_node`](crate::Sim::dht_node),
@@ -101,7 +126,14 @@ struct Inner {
 
 struct State {
     health: Health,
-    process: Option<Process>,
+    /// There once it has started; stays after its end.
+    running: Option<Running>,
+}
+
+#[derive(Clone)]
+struct Running {
+    process: Process,
+    life: Arc<dyn Life>,
 }
 
 impl Node {
@@ -111,7 +143,7 @@ impl Node {
         kind: &str,
         is_client: bool,
         started_at: &'static Location<'static>,
-        boot: impl Fn(Birth) + Send + Sync + 'static,
+        boot: impl Fn(Birth) -> Box<dyn Life> + Send + Sync + 'static,
     ) -> Self {
         let network = sim.network().clone();
         let transport = network.join(Router::new(), is_client, Spawner::new(|_| false));
@@ -127,7 +159,7 @@ impl Node {
             clock: Arc::new(NodeClock::new(sim.clock())),
             speed: Speed::usual(),
             starts: AtomicU32::new(0),
-            state: Mutex::new(State { health: Health::Killed, process: None }),
+            state: Mutex::new(State { health: Health::Killed, running: None }),
             boot: Box::new(boot),
         }));
         node.boot();
@@ -138,7 +170,7 @@ impl Node {
     fn boot(&self) {
         let start = self.0.starts.fetch_add(1, Ordering::Relaxed);
         let router = Router::new();
-        let (process, ()) = Process::start(self.0.number, |process| {
+        let (process, life) = Process::start(self.0.number, |process| {
             self.0.network.rejoin(self.peer(), router.clone(), process.spawner());
             (self.0.boot)(Birth {
                 transport: Arc::new(self.0.transport.clone()),
@@ -147,9 +179,9 @@ impl Node {
                 spawner: process.spawner(),
                 seed: self.0.seed.derive_nth(u64::from(start)),
                 speed: self.0.speed.clone(),
-            });
+            })
         });
-        *self.state() = State { health: Health::Running, process: Some(process) };
+        *self.state() = State { health: Health::Running, running: Some(Running { process, life: life.into() }) };
     }
 
     /// Its name: what it is and its number, as in `server 3`.
@@ -182,8 +214,8 @@ impl Node {
     pub(crate) fn end(&self) {
         let mut state = self.state();
         state.health = Health::Killed;
-        if let Some(process) = &state.process {
-            process.kill();
+        if let Some(running) = &state.running {
+            running.process.kill();
         }
     }
 
@@ -207,7 +239,7 @@ impl Node {
         let mut state = self.state();
         if state.health == from {
             state.health = to;
-            state.process.iter().for_each(process);
+            state.running.iter().for_each(|running| process(&running.process));
             drop(state);
             network(&self.0.network, self.peer());
         }
@@ -236,9 +268,47 @@ impl Node {
         self.0.trace.add(self.0.clock.now(), self.0.number, Happening::Ordered("tell another time"));
     }
 
-    /// Whether a task or an actor of it lives, or a timer of its clock is set.
-    pub(crate) fn is_busy(&self) -> bool {
-        self.state().process.as_ref().is_some_and(Process::is_busy) || self.0.clock.timers() > 0
+    /// Ends it as its user would: withdraws what it announced, finishes what it accepted, tells its callers. A node that
+    /// does not run is left alone.
+    ///
+    /// # Errors
+    /// Says what had not ended by the deadline.
+    pub async fn stop(&self, deadline: Deadline) -> Result<(), String> {
+        let running = {
+            let state = self.state();
+            state.running.clone().filter(|_| state.health == Health::Running)
+        };
+        let Some(running) = running else { return Ok(()) };
+        let stopped = running.life.stop(deadline).await;
+        let still_the_same = self.state().running.as_ref().is_some_and(|now| Arc::ptr_eq(&now.life, &running.life));
+        if still_the_same && self.health() == Health::Running {
+            self.state().health = Health::Stopped;
+            self.0.network.refuse(self.peer());
+        }
+        stopped
+    }
+
+    /// What of it lives although it was stopped or killed, in words.
+    pub(crate) fn remains(&self) -> Option<String> {
+        let running = self.state().running.clone()?;
+        let (tasks, timers, rows) = (running.process.tasks(), self.0.clock.timers(), running.life.waiting_rows());
+        if !running.process.is_busy() && timers == 0 && rows == 0 {
+            return None;
+        }
+        let mut text = format!("{}, started at {}:", self.name(), self.started_at());
+        for place in &tasks {
+            text += &format!(" a task started at {place};");
+        }
+        if tasks.is_empty() && running.process.is_busy() {
+            text += " an actor;";
+        }
+        if timers > 0 {
+            text += &format!(" {timers} timers;");
+        }
+        if rows > 0 {
+            text += &format!(" {rows} rows in line;");
+        }
+        Some(text.trim_end_matches(';').to_owned())
     }
 
     /// Where the test started it.

@@ -2,21 +2,24 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     mem,
+    panic::Location,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll, Waker},
 };
 
-use futures::{Stream, future::BoxFuture, stream::FuturesUnordered};
+use futures::future::BoxFuture;
 use skep_kernel::Spawner;
 use tokio::task::LocalSet;
+
+use crate::watch::Watch;
 
 thread_local! {
     /// Processes that were started since the world was polled last, and who polls the world.
     static NEWBORN: RefCell<Option<(Vec<Driver>, Waker)>> = const { RefCell::new(None) };
-    /// The node whose tasks run now; 0 is the test itself.
+    /// The node whose code runs now; 0 is the test itself.
     static CURRENT: Cell<u32> = const { Cell::new(0) };
 }
 
@@ -25,8 +28,35 @@ pub(crate) fn current_node() -> u32 {
     CURRENT.get()
 }
 
+/// Runs `work` as the code of a node.
+pub(crate) fn as_node<R>(node: u32, work: impl FnOnce() -> R) -> R {
+    /// Also when it panics.
+    struct Back(u32);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            CURRENT.set(self.0);
+        }
+    }
+    let _back = Back(CURRENT.replace(node));
+    work()
+}
+
+/// Gets the processes that were started since the last call; tells the world of the next one.
+pub(crate) fn newborn(cx: &Context<'_>) -> Vec<Driver> {
+    NEWBORN.with_borrow_mut(|newborn| {
+        let drivers = newborn.take().map(|(drivers, _)| drivers).unwrap_or_default();
+        *newborn = Some((Vec::new(), cx.waker().clone()));
+        drivers
+    })
+}
+
+/// No simulation runs on this thread any more.
+pub(crate) fn forget_newborn() {
+    drop(NEWBORN.take());
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Pulse {
+pub(crate) enum Pulse {
     Beating,
     Standing,
     Gone,
@@ -47,11 +77,22 @@ struct Inner {
     waker: Option<Waker>,
     /// Whether a task of it lives.
     busy: bool,
+    /// Where its tasks were started, as far as they came through its spawner.
+    tasks: BTreeMap<u64, &'static Location<'static>>,
+    next_task: u64,
 }
 
 impl Process {
-    fn new(node: u32) -> Self {
-        let inner = Inner { pulse: Pulse::Beating, incoming: VecDeque::new(), waker: None, busy: true };
+    /// A process that whoever calls this drives.
+    pub fn new(node: u32) -> Self {
+        let inner = Inner {
+            pulse: Pulse::Beating,
+            incoming: VecDeque::new(),
+            waker: None,
+            busy: true,
+            tasks: BTreeMap::new(),
+            next_task: 0,
+        };
         Self(Arc::new(Shared { node, inner: Mutex::new(inner) }))
     }
 
@@ -78,15 +119,22 @@ impl Process {
     /// Starts futures in the process. It takes none once it is gone.
     pub fn spawner(&self) -> Spawner {
         let process = self.clone();
-        Spawner::new(move |future| process.spawn(future))
+        Spawner::located(move |future, place| process.spawn(future, place))
     }
 
-    fn spawn(&self, future: BoxFuture<'static, ()>) -> bool {
+    fn spawn(&self, future: BoxFuture<'static, ()>, place: &'static Location<'static>) -> bool {
         let mut inner = self.lock();
         if inner.pulse == Pulse::Gone {
             return false;
         }
-        inner.incoming.push_back(future);
+        inner.next_task += 1;
+        let id = inner.next_task;
+        inner.tasks.insert(id, place);
+        let listed = Listed { process: self.clone(), id };
+        inner.incoming.push_back(Box::pin(async move {
+            let _listed = listed;
+            future.await;
+        }));
         inner.busy = true;
         inner.wake();
         true
@@ -120,8 +168,19 @@ impl Process {
         self.lock().busy
     }
 
+    /// For whoever drives it.
+    pub fn set_busy(&self, busy: bool) {
+        let mut inner = self.lock();
+        inner.busy = busy || !inner.incoming.is_empty();
+    }
+
+    /// Where its living tasks were started, as far as they came through its spawner.
+    pub fn tasks(&self) -> Vec<&'static Location<'static>> {
+        self.lock().tasks.values().copied().collect()
+    }
+
     /// For whoever drives it: how it is, and what it is to run now. It is told of the next change.
-    fn look(&self, cx: &Context<'_>) -> (Pulse, VecDeque<BoxFuture<'static, ()>>) {
+    pub fn look(&self, cx: &Context<'_>) -> (Pulse, VecDeque<BoxFuture<'static, ()>>) {
         let mut inner = self.lock();
         inner.waker = Some(cx.waker().clone());
         let incoming = if inner.pulse == Pulse::Standing { VecDeque::new() } else { mem::take(&mut inner.incoming) };
@@ -141,21 +200,20 @@ impl Inner {
     }
 }
 
-/// Runs `work` as the code of a node.
-fn as_node<R>(node: u32, work: impl FnOnce() -> R) -> R {
-    /// Also when it panics.
-    struct Back(u32);
-    impl Drop for Back {
-        fn drop(&mut self) {
-            CURRENT.set(self.0);
-        }
+/// A task in the list of its process.
+struct Listed {
+    process: Process,
+    id: u64,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.process.lock().tasks.remove(&self.id);
     }
-    let _back = Back(CURRENT.replace(node));
-    work()
 }
 
 /// Polls the tasks of a process; ends when it is killed.
-struct Driver {
+pub(crate) struct Driver {
     process: Process,
     tasks: Option<LocalSet>,
 }
@@ -171,19 +229,20 @@ impl Future for Driver {
             Pulse::Gone => {
                 let tasks = self.tasks.take();
                 as_node(node, || drop((incoming, tasks)));
-                self.process.lock().busy = false;
+                self.process.set_busy(false);
                 Poll::Ready(())
             }
             Pulse::Beating => {
                 let tasks = self.tasks.as_mut().expect("a driver is not polled after its end");
                 let idle = as_node(node, || {
-                    for future in incoming {
-                        tasks.spawn_local(future);
-                    }
-                    Pin::new(tasks).poll(cx).is_ready()
+                    Watch::over(|| {
+                        for future in incoming {
+                            tasks.spawn_local(future);
+                        }
+                        Pin::new(tasks).poll(cx).is_ready()
+                    })
                 });
-                let mut inner = self.process.lock();
-                inner.busy = !idle || !inner.incoming.is_empty();
+                self.process.set_busy(!idle);
                 Poll::Pending
             }
         }
@@ -196,63 +255,11 @@ impl Drop for Driver {
         let node = self.process.0.node;
         let incoming = {
             let mut inner = self.process.lock();
-            (inner.pulse, inner.busy) = (Pulse::Gone, false);
+            inner.pulse = Pulse::Gone;
             mem::take(&mut inner.incoming)
         };
         let tasks = self.tasks.take();
         as_node(node, || drop((incoming, tasks)));
-    }
-}
-
-/// All processes of a simulation, and the test.
-pub(crate) struct World {
-    drivers: FuturesUnordered<Driver>,
-    test: Process,
-    /// Tasks of the test's own.
-    tasks: LocalSet,
-}
-
-impl World {
-    pub fn new() -> Self {
-        Self { drivers: FuturesUnordered::new(), test: Process::new(0), tasks: LocalSet::new() }
-    }
-
-    /// The test itself as a process.
-    pub fn test(&self) -> &Process {
-        &self.test
-    }
-
-    /// Runs the processes beside the test until that ends. They stay as they are then.
-    pub async fn run<R, F: Future<Output = R>>(&mut self, test: impl FnOnce() -> F) -> R {
-        let Self { drivers, test: process, tasks } = self;
-        let mut test = std::pin::pin!(tasks.run_until(async { test().await }));
-        let result = std::future::poll_fn(|cx| {
-            NEWBORN.with_borrow_mut(|newborn| match newborn {
-                Some((_, waker)) => waker.clone_from(cx.waker()),
-                None => *newborn = Some((Vec::new(), cx.waker().clone())),
-            });
-            let (_, incoming) = process.look(cx);
-            for future in incoming {
-                tasks.spawn_local(future);
-            }
-            if let Poll::Ready(result) = test.as_mut().poll(cx) {
-                return Poll::Ready(result);
-            }
-            loop {
-                let newborn = NEWBORN.with_borrow_mut(|newborn| mem::take(&mut newborn.as_mut().expect("set above").0));
-                drivers.extend(newborn);
-                match Pin::new(&mut *drivers).poll_next(cx) {
-                    Poll::Ready(Some(())) => {}
-                    Poll::Ready(None) | Poll::Pending => return Poll::Pending,
-                }
-            }
-        });
-        result.await
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        NEWBORN.with_borrow_mut(|newborn| drop(newborn.take()));
+        self.process.set_busy(false);
     }
 }

@@ -7,14 +7,18 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use libp2p_identity::PeerId;
 use skep_dht::{Dht, DhtConfig};
-use skep_expert::{Backend, BackendFactory, Executors, HostedExpert, Server, ServerConfig, ServerParts};
+use skep_expert::{Backend, BackendFactory, Executors, HostedExpert, Server, ServerConfig, ServerError, ServerParts};
 use skep_kernel::Deadline;
 use skep_wire::ExpertUid;
 
 use crate::{
-    Hive, Node, Recording, ScriptedBackend, Sim, SimDht, dht_node::start_dht, names::ExpertNames, node::Birth,
+    Hive, Node, Recording, ScriptedBackend, Sim, SimDht,
+    dht_node::start_dht,
+    names::ExpertNames,
+    node::{Birth, Life},
 };
 
 /// Virtual time within which servers and clients must have started.
@@ -163,7 +167,8 @@ impl Servers<'_> {
         let (recipe, shared) = (self.recipe.clone(), parts.clone());
         let boot = move |birth: Birth| {
             let started = Parts::start(&recipe, &hosts, birth);
-            *shared.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
+            *shared.lock().unwrap_or_else(PoisonError::into_inner) = Some(started.clone());
+            Box::new(started) as Box<dyn Life>
         };
         let node = Node::start(self.sim, "server", false, self.started_at, boot);
         SimServer { node, parts, recordings }
@@ -200,6 +205,25 @@ impl Parts {
         };
         let server = Server::with_executors(parts, hosted, Executors::Inline { cost });
         Self { dht, server: server.expect("the servers' configuration works") }
+    }
+}
+
+impl Life for Parts {
+    fn stop(&self, deadline: Deadline) -> BoxFuture<'static, Result<(), String>> {
+        let Parts { dht, server } = self.clone();
+        Box::pin(async move {
+            let stopped = match server.stop(deadline).await {
+                // The test has stopped it.
+                Err(ServerError::Stopping) => Ok(()),
+                stopped => stopped.map_err(|error| error.to_string()),
+            };
+            dht.stop().await;
+            stopped
+        })
+    }
+
+    fn waiting_rows(&self) -> u32 {
+        self.server.status().experts.iter().map(|expert| expert.waiting_rows).sum()
     }
 }
 

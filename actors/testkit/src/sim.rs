@@ -1,6 +1,7 @@
 //! [`Sim`]: a test's own world: an actix system under virtual time, a clock, a network, a seed.
 
 use std::{
+    panic::Location,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -9,8 +10,8 @@ use rand_chacha::ChaCha8Rng;
 use skep_kernel::{Moment, Seed, SharedClock, Spawner, TokioClock, WallTime};
 
 use crate::{
-    Node, SimNetwork,
-    process::{Process, World},
+    Node, Setup, SimNetwork,
+    process::Process,
     trace::{Happening, Trace},
 };
 
@@ -18,6 +19,17 @@ use crate::{
 const EPOCH: WallTime = WallTime(1_700_000_000.0);
 
 /// What a simulated test works with. Cheap to clone.
+///
+/// ```
+/// use std::time::Duration;
+/// use skep_testkit::Sim;
+///
+/// Sim::with_seed(0xBEE).run(|sim| async move {
+///     let start = sim.now();
+///     sim.advance(Duration::from_secs(3600)).await; // takes no time
+///     assert_eq!(sim.now() - start, Duration::from_secs(3600));
+/// });
+/// ```
 #[derive(Clone)]
 pub struct Sim(Arc<Inner>);
 
@@ -34,14 +46,32 @@ struct Inner {
 }
 
 impl Sim {
-    /// A simulation to be [run](Setup::run) with this seed.
+    /// A simulation to be [run](Setup::run) with this seed, or with the one that the environment names.
     pub fn with_seed(seed: u64) -> Setup {
-        Setup { seed }
+        Setup::new(seed)
+    }
+
+    /// Must be called where the simulation's time counts.
+    pub(crate) fn new(number: u64, clock: SharedClock, test: Process) -> Self {
+        let (seed, trace) = (Seed::new(number), Trace::default());
+        let network = SimNetwork::traced(clock.clone(), seed.derive("network").number(), trace.clone());
+        let (nodes, random) = (Mutex::default(), Mutex::new(seed.derive("test").rng()));
+        Self(Arc::new(Inner { seed: number, clock, network, trace, test, nodes, random }))
     }
 
     /// The seed.
     pub fn seed(&self) -> u64 {
         self.0.seed
+    }
+
+    /// The clock of a simulation that begins.
+    pub(crate) fn fresh_clock() -> SharedClock {
+        Arc::new(TokioClock::starting_at(EPOCH))
+    }
+
+    /// Where the living tasks were started that came through [`spawner`](Self::spawner).
+    pub(crate) fn tasks(&self) -> Vec<&'static Location<'static>> {
+        self.0.test.tasks()
     }
 
     /// What all randomness of this simulation comes from.
@@ -95,42 +125,5 @@ impl Sim {
     /// Lets virtual time pass; everything that is due by then happens.
     pub async fn advance(&self, by: Duration) {
         self.0.clock.sleep_until(self.now() + by).await;
-    }
-}
-
-/// A simulation about to start.
-#[derive(Clone, Copy, Debug)]
-pub struct Setup {
-    seed: u64,
-}
-
-impl Setup {
-    /// Runs `test` on a fresh actix system whose time stands still while anything can run, and jumps to the next timer
-    /// when nothing can.
-    ///
-    /// # Panics
-    /// When the machine gives no runtime, and when `test` panics.
-    pub fn run<R, F: Future<Output = R>>(self, test: impl FnOnce(Sim) -> F) -> R {
-        let system = actix_rt::System::with_tokio_rt(|| {
-            let mut runtime = tokio::runtime::Builder::new_current_thread();
-            runtime.enable_all().start_paused(true).build().expect("a runtime needs no more than a few descriptors")
-        });
-        system.block_on(async move {
-            let seed = Seed::new(self.seed);
-            let clock: SharedClock = Arc::new(TokioClock::starting_at(EPOCH));
-            let trace = Trace::default();
-            let network = SimNetwork::traced(clock.clone(), seed.derive("network").number(), trace.clone());
-            let mut world = World::new();
-            let sim = Sim(Arc::new(Inner {
-                seed: self.seed,
-                clock,
-                network,
-                trace,
-                test: world.test().clone(),
-                nodes: Mutex::default(),
-                random: Mutex::new(seed.derive("test").rng()),
-            }));
-            world.run(|| test(sim)).await
-        })
     }
 }
