@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::*;
-use skep_dht::{Announced, Announcer, Dht, DhtError, Freshness};
+use skep_dht::{Announced, Dht, DhtError, Freshness};
 use skep_testkit::Sim;
 use skep_wire::Method;
 
@@ -18,7 +18,7 @@ async fn is_visible(sim: &Sim, asker: &Dht, text: &str) -> bool {
 fn announced_experts_stay_visible_and_withdrawn_ones_vanish() {
     Sim::with_seed(1).run(|sim| async move {
         let members = members(&sim, 5).await;
-        let announcer = Announcer::start_unsupervised(members[1].clone(), 7);
+        let announcer = announcer(&sim, &members[1], 7);
         announcer.add(uids(&["expert.0", "expert.1"]));
         announcer.ready(within(&sim, 10)).await.unwrap();
         assert_eq!(announcer.announced(), Announced { wanted: 2, stored: 2, elsewhere: 2, ready: true });
@@ -45,7 +45,7 @@ fn announced_experts_stay_visible_and_withdrawn_ones_vanish() {
 fn the_experts_of_a_killed_server_expire() {
     Sim::with_seed(2).run(|sim| async move {
         let members = members(&sim, 5).await;
-        let announcer = Announcer::start_unsupervised(members[1].clone(), 7);
+        let announcer = announcer(&sim, &members[1], 7);
         announcer.add(uids(&["expert.0"]));
         announcer.ready(within(&sim, 10)).await.unwrap();
         sim.network().kill(members[1].local_peer());
@@ -61,7 +61,7 @@ fn not_ready_before_a_bootstrap_answered_and_soon_after() {
         let first = member(&sim, 1, &[]);
         sim.network().refuse(first.local_peer());
         let late = member(&sim, 2, &[first.local_peer()]);
-        let announcer = Announcer::start_unsupervised(late.clone(), 7);
+        let announcer = announcer(&sim, &late, 7);
         announcer.add(uids(&["expert.0"]));
         let error = announcer.ready(within(&sim, 120)).await.unwrap_err();
         assert!(matches!(&error, DhtError::Bootstrap(text) if text.contains("dialling")), "{error}");
@@ -79,7 +79,7 @@ fn not_ready_before_a_bootstrap_answered_and_soon_after() {
 fn many_experts_travel_in_few_calls() {
     Sim::with_seed(4).run(|sim| async move {
         let members = members(&sim, 6).await;
-        let announcer = Announcer::start_unsupervised(members[1].clone(), 7);
+        let announcer = announcer(&sim, &members[1], 7);
         announcer.add((0..256).map(|n| uid(&format!("expert.{n}"))));
         let before = sim.network().delivered(Method::Store);
         announcer.ready(within(&sim, 10)).await.unwrap();
@@ -92,7 +92,7 @@ fn many_experts_travel_in_few_calls() {
 fn without_experts_joining_is_enough() {
     Sim::with_seed(5).run(|sim| async move {
         let members = members(&sim, 2).await;
-        let announcer = Announcer::start_unsupervised(members[1].clone(), 7);
+        let announcer = announcer(&sim, &members[1], 7);
         announcer.ready(within(&sim, 1)).await.unwrap();
     });
 }
@@ -101,7 +101,7 @@ fn without_experts_joining_is_enough() {
 fn a_node_that_was_alone_stays_ready_when_others_come() {
     Sim::with_seed(6).run(|sim| async move {
         let first = member(&sim, 1, &[]);
-        let announcer = Announcer::start_unsupervised(first.clone(), 7);
+        let announcer = announcer(&sim, &first, 7);
         announcer.add(uids(&["expert.0"]));
         announcer.ready(within(&sim, 1)).await.unwrap();
         let second = member(&sim, 2, &[first.local_peer()]);

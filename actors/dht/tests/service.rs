@@ -11,7 +11,7 @@ use actix::Actor;
 use bytes::Bytes;
 use common::*;
 use futures::TryFutureExt;
-use skep_dht::{Announcer, Dht, DhtConfig, DhtError, DhtId, DhtParts, Freshness, StoreItem};
+use skep_dht::{Dht, DhtConfig, DhtError, DhtId, DhtParts, Freshness, StoreItem};
 use skep_kernel::{
     ChildSpec, Deadline, Guardian, GuardianSpec, Intensity, Restart, Seed, Started, Stop, Strategy, Tombstone,
 };
@@ -57,6 +57,7 @@ fn a_client_serves_nobody() {
         let parts =
             DhtParts { transport, router: router.clone(), bans: Bans::new(), clock, seed: 2, config, initial_peers };
         let client = Dht::start_unsupervised(parts);
+        stop_at_end(&sim, &client);
         client.joined(within(&sim, 5)).await.unwrap();
         assert!(router.methods().is_empty());
         assert_eq!(first.status().nodes, 0);
@@ -147,6 +148,7 @@ fn a_command_in_line_survives_the_actor() {
             // Put in line first: there is no actor yet.
             sim.advance(Duration::from_secs(1)).await;
             make(Tombstone::unread()).start();
+            stop_at_end(&sim, &dht);
         };
         let (stored, ()) = futures::join!(store, start);
         assert_eq!(stored, Ok(vec![true]));
@@ -186,7 +188,8 @@ fn a_crashed_node_joins_again_and_its_experts_are_announced_again() {
             Started::actor(address)
         };
         guardian.supervise(child, factory).await.unwrap();
-        let announcer = Announcer::start_unsupervised(dht.clone(), 3);
+        sim.at_end(async move { guardian.ask_to_stop() });
+        let announcer = announcer(&sim, &dht, 3);
         announcer.add(uids(&["expert.0"]));
         announcer.ready(within(&sim, 10)).await.unwrap();
 

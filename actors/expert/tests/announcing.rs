@@ -16,16 +16,12 @@ use skep_wire::ExpertUid;
 fn node(sim: &Sim, seed: u64, initial_peers: Vec<PeerId>) -> Dht {
     let router = Router::new();
     let transport = Arc::new(sim.network().node(router.clone()));
-    let config = DhtConfig::default();
-    Dht::start_unsupervised(DhtParts {
-        transport,
-        router,
-        bans: Bans::new(),
-        clock: sim.clock(),
-        seed,
-        config,
-        initial_peers,
-    })
+    let (config, bans) = (DhtConfig::default(), Bans::new());
+    let parts = DhtParts { transport, router, bans, clock: sim.clock(), seed, config, initial_peers };
+    let dht = Dht::start_unsupervised(parts);
+    let ending = dht.clone();
+    sim.at_end(async move { ending.stop().await });
+    dht
 }
 
 async fn server(sim: &Sim, dht: &Dht, experts: Vec<HostedExpert>) -> Server {
@@ -74,6 +70,7 @@ fn a_server_whose_bootstrap_is_down_is_not_ready_and_says_why() {
         parts.dht = Some(second);
         let executors = skep_expert::Executors::Inline { cost: Arc::new(|_: &_, _, _| millis(1)) };
         let server = Server::with_executors(parts, vec![Closures::echo().hosted("e.0")], executors).unwrap();
+        stop_at_end(&sim, &server);
         let error = server.ready(soon(&sim)).await.unwrap_err();
         assert!(error.to_string().contains("cannot join"), "{error}");
         assert!(!server.status().ready);

@@ -8,6 +8,7 @@ use base64::Engine;
 use common::*;
 use serde_json::Value;
 use skep_expert::{Backend, BackendError, Batch, Executors, HostedExpert, Server, ServerParts, Snapshot};
+use skep_kernel::Deadline;
 use skep_moe::{GridScores, Mixture, MoeConfig};
 use skep_testkit::Sim;
 use skep_wire::{DType, ExpertInfo, HostTensor, TensorDescriptor};
@@ -99,6 +100,8 @@ async fn replay(sim: &Sim, case: &Value) {
     let client = sim.client(&hive).await;
     let router = skep_rpc::Router::new();
     let dht = sim.dht_beside(&hive, router.clone());
+    let ending = dht.clone();
+    sim.at_end(async move { ending.stop().await });
     let hosted = experts.into_iter().map(|(uid, replay)| HostedExpert {
         uid: uid.parse().unwrap(),
         factory: Box::new(move || Ok(Box::new(replay.clone()) as Box<dyn Backend>)),
@@ -114,6 +117,10 @@ async fn replay(sim: &Sim, case: &Value) {
     };
     let cost = Arc::new(|_: &_, _, _| millis(0));
     let server = Server::with_executors(parts, hosted.collect(), Executors::Inline { cost }).unwrap();
+    let (ending, clock) = (server.clone(), sim.clock());
+    sim.at_end(async move {
+        ending.stop(Deadline::after(clock.now(), millis(10_000))).await.unwrap();
+    });
     server.ready(within(sim, millis(60_000))).await.unwrap();
 
     let k = case["k_best"].as_u64().unwrap() as usize;

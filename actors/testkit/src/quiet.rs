@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use skep_kernel::Deadline;
+use skep_kernel::{Deadline, time::before};
 
 use crate::Sim;
 
@@ -28,6 +28,10 @@ impl Sim {
 
     /// Stops all nodes; what is left.
     pub(crate) async fn settle(&self) -> Vec<String> {
+        while let Some(ending) = self.next_ending() {
+            let in_time = before(&*self.clock(), Deadline::after(self.now(), STOPPING), ending).await;
+            assert!(in_time.is_ok(), "what Sim::at_end was given is not done after {STOPPING:?}");
+        }
         let deadline = Deadline::after(self.now(), STOPPING);
         let nodes = self.nodes();
         let stops = nodes.iter().map(|node| async move {
@@ -75,6 +79,7 @@ impl Sim {
 
 /// The message of a leak.
 pub(crate) fn describe(left: &[String]) -> String {
-    let advice = "Stop what the test starts by hand before it ends, or say Sim::with_seed(…).allow_leaks().";
+    let advice =
+        "Stop what the test starts by hand, for instance in Sim::at_end, or say Sim::with_seed(…).allow_leaks().";
     format!("the simulation is not quiet; alive are\n  {}\n{advice}", left.join("\n  "))
 }

@@ -10,12 +10,14 @@ use std::{
 use futures::future::BoxFuture;
 use libp2p_identity::PeerId;
 use skep_dht::{Dht, DhtConfig};
-use skep_expert::{Backend, BackendFactory, Executors, HostedExpert, Server, ServerConfig, ServerError, ServerParts};
+use skep_expert::{
+    Backend, BackendFactory, Executors, HostedExpert, Server, ServerConfig, ServerError, ServerParts, SharedStore,
+};
 use skep_kernel::Deadline;
 use skep_wire::ExpertUid;
 
 use crate::{
-    Hive, Node, Recording, ScriptedBackend, Sim, SimDht,
+    Hive, Node, Recording, ScriptedBackend, Sim, SimDht, SimDisk,
     dht_node::start_dht,
     names::ExpertNames,
     node::{Birth, Life},
@@ -54,6 +56,7 @@ struct Recipe {
     config: ServerConfig,
     dht: DhtConfig,
     initial_peers: Vec<PeerId>,
+    has_disks: bool,
 }
 
 impl Sim {
@@ -66,6 +69,7 @@ impl Sim {
             config: ServerConfig { executors: 1, ..ServerConfig::default() },
             dht: DhtConfig::default(),
             initial_peers: Vec::new(),
+            has_disks: false,
         };
         Servers { sim: self, count, uids: Vec::new(), cost: None, recipe, started_at: Location::caller() }
     }
@@ -121,6 +125,12 @@ impl Servers<'_> {
         self
     }
 
+    /// Gives each a checkpoint store, which survives its process (see [`SimServer::disk`]).
+    pub fn with_checkpoints(mut self) -> Self {
+        self.recipe.has_disks = true;
+        self
+    }
+
     /// Joins the DHT through these peers instead of a node of their own.
     pub fn join(mut self, initial_peers: &[PeerId]) -> Self {
         self.recipe.initial_peers = initial_peers.to_vec();
@@ -164,14 +174,15 @@ impl Servers<'_> {
         }
         let recordings = hosts.iter().map(|(uid, backend)| (uid.clone(), backend.recording())).collect();
         let parts: Arc<Mutex<Option<Parts>>> = Arc::default();
-        let (recipe, shared) = (self.recipe.clone(), parts.clone());
+        let disk = self.recipe.has_disks.then(SimDisk::default);
+        let (recipe, shared, store) = (self.recipe.clone(), parts.clone(), disk.clone());
         let boot = move |birth: Birth| {
-            let started = Parts::start(&recipe, &hosts, birth);
+            let started = Parts::start(&recipe, &hosts, store.clone(), birth);
             *shared.lock().unwrap_or_else(PoisonError::into_inner) = Some(started.clone());
             Box::new(started) as Box<dyn Life>
         };
         let node = Node::start(self.sim, "server", false, self.started_at, boot);
-        SimServer { node, parts, recordings }
+        SimServer { node, parts, disk, recordings }
     }
 }
 
@@ -183,7 +194,12 @@ struct Parts {
 }
 
 impl Parts {
-    fn start(recipe: &Recipe, hosts: &BTreeMap<ExpertUid, ScriptedBackend>, birth: Birth) -> Self {
+    fn start(
+        recipe: &Recipe,
+        hosts: &BTreeMap<ExpertUid, ScriptedBackend>,
+        disk: Option<SimDisk>,
+        birth: Birth,
+    ) -> Self {
         let dht = start_dht(&birth, recipe.dht.clone(), &recipe.initial_peers);
         let hosted = hosts.iter().map(|(uid, backend)| {
             let backend = backend.clone();
@@ -200,7 +216,7 @@ impl Parts {
             dht: Some(dht.clone()),
             router: birth.router,
             seed: birth.seed.derive("server").number(),
-            checkpoints: None,
+            checkpoints: disk.map(|disk| Arc::new(disk) as SharedStore),
             config: recipe.config.clone(),
         };
         let server = Server::with_executors(parts, hosted, Executors::Inline { cost });
@@ -233,6 +249,7 @@ pub struct SimServer {
     node: Node,
     /// Set by each start of the process.
     parts: Arc<Mutex<Option<Parts>>>,
+    disk: Option<SimDisk>,
     recordings: BTreeMap<ExpertUid, Recording>,
 }
 
@@ -255,6 +272,11 @@ impl SimServer {
     /// The server itself, since the last start.
     pub fn server(&self) -> Server {
         self.parts().as_ref().expect("a node has started").server.clone()
+    }
+
+    /// Its checkpoint store, if its hive was started [with checkpoints](Servers::with_checkpoints).
+    pub fn disk(&self) -> Option<&SimDisk> {
+        self.disk.as_ref()
     }
 
     /// What its experts were given, over all starts.

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use rand_chacha::ChaCha8Rng;
 use skep_kernel::{Moment, Seed, SharedClock, Spawner, TokioClock, WallTime};
 
@@ -41,6 +42,8 @@ struct Inner {
     /// The test's own process.
     test: Process,
     nodes: Mutex<Vec<Node>>,
+    /// What the test wants to be done at the end.
+    endings: Mutex<Vec<BoxFuture<'static, ()>>>,
     /// Draws what the test asks for: rows, scores, picks.
     random: Mutex<ChaCha8Rng>,
 }
@@ -55,8 +58,8 @@ impl Sim {
     pub(crate) fn new(number: u64, clock: SharedClock, test: Process) -> Self {
         let (seed, trace) = (Seed::new(number), Trace::default());
         let network = SimNetwork::traced(clock.clone(), seed.derive("network").number(), trace.clone());
-        let (nodes, random) = (Mutex::default(), Mutex::new(seed.derive("test").rng()));
-        Self(Arc::new(Inner { seed: number, clock, network, trace, test, nodes, random }))
+        let (nodes, endings, random) = (Mutex::default(), Mutex::default(), Mutex::new(seed.derive("test").rng()));
+        Self(Arc::new(Inner { seed: number, clock, network, trace, test, nodes, endings, random }))
     }
 
     /// The seed.
@@ -120,6 +123,16 @@ impl Sim {
 
     pub(crate) fn random(&self) -> MutexGuard<'_, ChaCha8Rng> {
         self.0.random.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has something done when everything is stopped, after the test or in [`assert_quiet`](Self::assert_quiet): stopping
+    /// what the test started by hand. What was registered last is done first, each within 30 s of virtual time.
+    pub fn at_end(&self, ending: impl Future<Output = ()> + Send + 'static) {
+        self.0.endings.lock().unwrap_or_else(PoisonError::into_inner).push(Box::pin(ending));
+    }
+
+    pub(crate) fn next_ending(&self) -> Option<BoxFuture<'static, ()>> {
+        self.0.endings.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
     /// Lets virtual time pass; everything that is due by then happens.

@@ -3,8 +3,9 @@
 #![allow(clippy::disallowed_methods, reason = "real time is what is watched here")]
 
 use std::{
-    cell::RefCell,
-    fs,
+    cell::{Cell, RefCell},
+    fs, panic,
+    sync::Once,
     time::{Duration, Instant},
 };
 
@@ -16,6 +17,8 @@ const PATIENCE: Duration = Duration::from_millis(100);
 const FRESH: Duration = Duration::from_millis(10);
 
 thread_local! {
+    /// Whether a panic was printed on this thread meanwhile: that reads files and waits for other threads that print.
+    static PANICKED: Cell<bool> = const { Cell::new(false) };
     static WATCH: RefCell<Option<Watch>> = const { RefCell::new(None) };
 }
 
@@ -32,6 +35,14 @@ pub(crate) struct Watch {
 impl Watch {
     /// Begins to watch this thread.
     pub fn begin() {
+        static HOOK: Once = Once::new();
+        HOOK.call_once(|| {
+            let print = panic::take_hook();
+            panic::set_hook(Box::new(move |info| {
+                PANICKED.set(true);
+                print(info);
+            }));
+        });
         let watch = busy().map(|busy| Watch { at: Instant::now(), busy, caught: None });
         WATCH.set(watch);
     }
@@ -60,7 +71,7 @@ impl Watch {
             let Some(busy) = busy() else { return };
             let waited = passed.saturating_sub(busy.saturating_sub(watch.busy));
             (watch.at, watch.busy) = (Instant::now(), busy);
-            if waited >= PATIENCE {
+            if !PANICKED.take() && waited >= PATIENCE {
                 watch.caught.get_or_insert((node, waited));
             }
         });

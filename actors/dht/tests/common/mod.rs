@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use libp2p_identity::PeerId;
-use skep_dht::{Dht, DhtConfig, DhtParts};
+use skep_dht::{Announcer, Dht, DhtConfig, DhtParts};
 use skep_kernel::Deadline;
 use skep_rpc::{Bans, Router, SharedTransport};
 use skep_testkit::{Sim, SimTransport};
@@ -29,15 +29,28 @@ pub fn client(sim: &Sim, seed: u64, initial: &[PeerId]) -> Dht {
 fn start(sim: &Sim, seed: u64, initial: &[PeerId], config: DhtConfig, transport: SimTransport, router: Router) -> Dht {
     let transport: SharedTransport = Arc::new(transport);
     let initial_peers = initial.to_vec();
-    Dht::start_unsupervised(DhtParts {
-        transport,
-        router,
-        bans: Bans::new(),
-        clock: sim.clock(),
-        seed,
-        config,
-        initial_peers,
-    })
+    let bans = Bans::new();
+    let parts = DhtParts { transport, router, bans, clock: sim.clock(), seed, config, initial_peers };
+    let dht = Dht::start_unsupervised(parts);
+    stop_at_end(sim, &dht);
+    dht
+}
+
+/// Nothing is left of the node when the test is over.
+pub fn stop_at_end(sim: &Sim, dht: &Dht) {
+    let dht = dht.clone();
+    sim.at_end(async move { dht.stop().await });
+}
+
+/// An announcer that ends with the test.
+pub fn announcer(sim: &Sim, dht: &Dht, seed: u64) -> Announcer {
+    let announcer = Announcer::start_unsupervised(dht.clone(), seed);
+    let (ending, clock) = (announcer.clone(), sim.clock());
+    sim.at_end(async move {
+        // Some tests leave it no network to withdraw its records from.
+        let _withdrawn = ending.stop(Deadline::after(clock.now(), Duration::from_secs(5))).await;
+    });
+    announcer
 }
 
 /// So many members that all joined through the first.

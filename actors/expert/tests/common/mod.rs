@@ -161,8 +161,18 @@ pub async fn start(sim: &Sim, config: ServerConfig, experts: Vec<HostedExpert>) 
 pub async fn start_parts(sim: &Sim, parts: ServerParts, experts: Vec<HostedExpert>) -> Server {
     let cost = Arc::new(|_uid: &_, _kind, _rows| millis(10));
     let server = Server::with_executors(parts, experts, Executors::Inline { cost }).unwrap();
+    stop_at_end(sim, &server);
     server.ready(within(sim, 1000)).await.unwrap();
     server
+}
+
+/// Nothing is left of the server when the test is over.
+pub fn stop_at_end(sim: &Sim, server: &Server) {
+    let (server, clock) = (server.clone(), sim.clock());
+    sim.at_end(async move {
+        // Some tests have stopped it themselves.
+        let _stopped = server.stop(Deadline::after(clock.now(), Duration::from_secs(10))).await;
+    });
 }
 
 pub fn within(sim: &Sim, ms: u64) -> Deadline {
