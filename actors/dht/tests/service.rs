@@ -12,9 +12,7 @@ use bytes::Bytes;
 use common::*;
 use futures::TryFutureExt;
 use skep_dht::{Dht, DhtConfig, DhtError, DhtId, DhtParts, Freshness, StoreItem};
-use skep_kernel::{
-    ChildSpec, Deadline, Guardian, GuardianSpec, Intensity, Restart, Seed, Started, Stop, Strategy, Tombstone,
-};
+use skep_kernel::{ChildSpec, Guardian, GuardianSpec, Intensity, Restart, Seed, Started, Stop, Strategy, Tombstone};
 use skep_rpc::{Bans, Body, Call, Meta, RequestId, Router, RpcError, TensorBody, Transport};
 use skep_testkit::{Sim, SimTransport};
 use skep_wire::Method;

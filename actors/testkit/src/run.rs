@@ -10,7 +10,7 @@ use crate::{
     quiet::describe,
     report::report,
     watch::Watch,
-    world::{Failure, World},
+    world::{Failed, Failure, World},
 };
 
 /// Virtual time that a test may take.
@@ -78,22 +78,23 @@ impl Setup {
             let _logs = Logs::collect(&sim);
             let outcome = self.live(&mut world, &sim, test).await;
             let waited = Watch::end();
+            let waited = waited.map(|(node, time)| waited_in_real_time(node, time));
             match outcome {
                 Ok(result) => {
-                    if let Some((node, time)) = waited {
+                    if let Some(waited) = waited {
                         eprintln!("{}", report(&sim));
-                        panic!("{}", waited_in_real_time(node, time));
+                        panic!("{waited}");
                     }
                     result
                 }
-                Err(failure) => {
-                    eprintln!("{}", report(&sim));
-                    if let Some((node, time)) = waited {
-                        eprintln!("{}", waited_in_real_time(node, time));
+                Err(failed) => {
+                    eprintln!("{}", failed.report);
+                    if let Some(waited) = waited {
+                        eprintln!("{waited}");
                     }
-                    match failure {
+                    match failed.why {
                         Failure::Panic(panic) => resume_unwind(panic),
-                        Failure::TimeIsOver { last_ran } => panic!("{}", time_is_over(&sim, last_ran)),
+                        Failure::TimeIsOver { last_ran } => panic!("{}", time_is_over(&sim, last_ran, &failed.waits)),
                         Failure::Left(left) => panic!("{}", describe(&left)),
                     }
                 }
@@ -107,17 +108,17 @@ impl Setup {
         world: &mut World,
         sim: &Sim,
         test: impl Fn(Sim) -> F,
-    ) -> Result<R, Failure> {
-        let result = world.run(|| test(sim.clone()), Moment::START + self.time_limit).await?;
+    ) -> Result<R, Failed> {
+        let result = world.run(sim, || test(sim.clone()), Moment::START + self.time_limit).await?;
         if self.allow_leaks {
             return Ok(result);
         }
         let limit = sim.now() + AFTERMATH;
-        let mut left = world.run(|| sim.settle(), limit).await?;
+        let mut left = world.run(sim, || sim.settle(), limit).await?;
         if world.test_is_busy().await && sim.tasks().is_empty() {
             left.push("an actor or a task that the test started outside of all nodes".to_owned());
         }
-        if left.is_empty() { Ok(result) } else { Err(Failure::Left(left)) }
+        if left.is_empty() { Ok(result) } else { Err(Failed::now(sim, Failure::Left(left))) }
     }
 }
 
@@ -129,8 +130,8 @@ fn number(name: &str, text: &str) -> u64 {
     number.unwrap_or_else(|error| panic!("{name}={text} is no number: {error}"))
 }
 
-fn time_is_over(sim: &Sim, last_ran: Moment) -> String {
-    let (now, waits) = (sim.now(), sim.waits());
+fn time_is_over(sim: &Sim, last_ran: Moment, waits: &[String]) -> String {
+    let now = sim.now();
     let mut text = if now - last_ran > Duration::from_secs(3600) {
         format!("deadlock: since {last_ran:?} nothing could run and no timer was set, but the test is not done;")
     } else {

@@ -2,28 +2,46 @@
 
 use std::{
     any::Any,
+    cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll},
 };
 
-use futures::{Stream, stream::FuturesUnordered};
+use futures::{FutureExt, Stream, future::BoxFuture, stream::FuturesUnordered};
 use skep_kernel::{Moment, SharedClock};
 use tokio::task::LocalSet;
 
 use crate::{
+    Sim,
     process::{Driver, Process, current_node, forget_newborn, newborn},
+    report::report,
     watch::Watch,
 };
 
 /// Why a test did not come to its end.
 pub(crate) enum Failure {
     /// It panicked, with this.
-    Panic(Box<dyn Any + Send>),
+    Panic(Panic),
     /// Its time is over, and nothing has run since then.
     TimeIsOver { last_ran: Moment },
     /// It left this behind.
     Left(Vec<String>),
+}
+
+/// A failure and how the world was then.
+pub(crate) struct Failed {
+    pub why: Failure,
+    pub report: String,
+    pub waits: Vec<String>,
+}
+
+impl Failed {
+    /// Looks at the world now.
+    pub fn now(sim: &Sim, why: Failure) -> Self {
+        Self { why, report: report(sim), waits: sim.waits() }
+    }
 }
 
 /// All processes of a simulation, and the test's own tasks.
@@ -32,12 +50,27 @@ pub(crate) struct World {
     drivers: FuturesUnordered<Driver>,
     test: Process,
     tasks: LocalSet,
+    /// With what a task of the test panicked.
+    panic: Rc<Cell<Option<Panic>>>,
+}
+
+type Panic = Box<dyn Any + Send>;
+
+/// Starts a task of the test; a panic of it is the test's.
+fn start(tasks: &LocalSet, task: BoxFuture<'static, ()>, panic: &Rc<Cell<Option<Panic>>>) {
+    let panic = panic.clone();
+    tasks.spawn_local(async move {
+        if let Err(payload) = AssertUnwindSafe(task).catch_unwind().await {
+            panic.set(Some(payload));
+        }
+    });
 }
 
 impl World {
     pub fn new(clock: SharedClock) -> Self {
         Watch::begin();
-        Self { clock, drivers: FuturesUnordered::new(), test: Process::new(0), tasks: LocalSet::new() }
+        let (drivers, test, tasks) = (FuturesUnordered::new(), Process::new(0), LocalSet::new());
+        Self { clock, drivers, test, tasks, panic: Rc::default() }
     }
 
     /// The time of this world.
@@ -53,10 +86,11 @@ impl World {
     /// Runs the processes beside the test until it ends, or until `limit`. The processes stay as they are then.
     pub async fn run<R, F: Future<Output = R>>(
         &mut self,
+        sim: &Sim,
         test: impl FnOnce() -> F,
         limit: Moment,
-    ) -> Result<R, Failure> {
-        let Self { clock, drivers, test: process, tasks } = self;
+    ) -> Result<R, Failed> {
+        let Self { clock, drivers, test: process, tasks, panic } = self;
         let mut test = std::pin::pin!(tasks.run_until(async { test().await }));
         let mut alarm = clock.sleep_until(limit);
         let mut last_ran = clock.now();
@@ -66,15 +100,16 @@ impl World {
             let turn = catch_unwind(AssertUnwindSafe(|| {
                 drivers.extend(newborn(cx));
                 let (_, incoming) = process.look(cx);
-                for future in incoming {
-                    tasks.spawn_local(future);
-                }
+                incoming.into_iter().for_each(|task| start(tasks, task, panic));
                 let done = Watch::over(|| test.as_mut().poll(cx));
                 if done.is_pending() {
                     drive(drivers, cx);
                 }
                 done
             }));
+            if let Some(panic) = panic.take() {
+                return Poll::Ready(Err(Failure::Panic(panic)));
+            }
             match turn {
                 Err(panic) => Poll::Ready(Err(Failure::Panic(panic))),
                 Ok(Poll::Ready(result)) => Poll::Ready(Ok(result)),
@@ -87,7 +122,8 @@ impl World {
                 }
             }
         });
-        outcome.await
+        // What the test waits for must be told before the test is dropped.
+        outcome.await.map_err(|failure| Failed::now(sim, failure))
     }
 
     /// Whether a task of the test's own lives, among them actors that it started outside of all nodes. It is polled
@@ -95,9 +131,7 @@ impl World {
     pub async fn test_is_busy(&mut self) -> bool {
         std::future::poll_fn(|cx| {
             let (_, incoming) = self.test.look(cx);
-            for future in incoming {
-                self.tasks.spawn_local(future);
-            }
+            incoming.into_iter().for_each(|task| start(&self.tasks, task, &self.panic));
             Poll::Ready(Pin::new(&mut self.tasks).poll(cx).is_pending())
         })
         .await
