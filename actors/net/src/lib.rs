@@ -2,7 +2,7 @@
 //! a [`skep_rpc::Transport`] and hands the calls of others to a [`skep_rpc::Router`].
 //!
 //! The wire is that of Python hivemind 1.1.12 (TCP, noise, yamux; one substream per call); between peers that both speak
-//! it, expert calls travel on skep's own (docs/wire.md §11). Everything of the network runs on one thread, `skep-net`, and
+//! it, expert calls travel on skep's own (docs/wire.md §13). Everything of the network runs on one thread, `skep-net`, and
 //! its workers.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -25,6 +25,8 @@ mod net;
 mod node;
 mod outbound;
 mod peers;
+#[cfg(test)]
+mod pipe;
 mod security;
 mod slashless;
 mod status;

@@ -1,4 +1,4 @@
-//! Calls on skep's own wire (docs/wire.md §11), between peers that both speak it.
+//! Calls on skep's own wire (docs/wire.md §13), between peers that both speak it.
 //!
 //! Each connection carries at most one link per direction: two long-lived substreams that the calling side opens as soon
 //! as identify has told that the other side offers the protocol. [`Caller`] and [`Servant`] live in the connection's own
@@ -11,6 +11,8 @@ mod convert;
 mod lane;
 mod link;
 mod servant;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

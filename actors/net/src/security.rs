@@ -286,7 +286,10 @@ impl ClientCertVerifier for Verifier {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::{KeyKind, generate};
+    use crate::{
+        identity::{KeyKind, generate},
+        pipe::Pipe,
+    };
 
     fn keypair(kind: KeyKind) -> Keypair {
         generate(kind).unwrap().keypair().clone()
@@ -294,55 +297,15 @@ mod tests {
 
     /// Both ends of a connection, and what the two agreed on.
     async fn handshake(dialler: &Keypair, listener: &Keypair, name: &'static str) -> (PeerId, PeerId, Option<String>) {
-        let (one, other) = tokio::io::duplex(1 << 16);
-        let compat = |socket| Compat(socket);
-        let dial = Security::new(dialler, true).unwrap().upgrade_outbound(compat(one), name);
-        let listen = Security::new(listener, true).unwrap().upgrade_inbound(compat(other), name);
+        let (one, other) = Pipe::pair(1 << 16);
+        let dial = Security::new(dialler, true).unwrap().upgrade_outbound(one, name);
+        let listen = Security::new(listener, true).unwrap().upgrade_inbound(other, name);
         let ((seen_by_dialler, stream), (seen_by_listener, _listening)) = futures::try_join!(dial, listen).unwrap();
         let suite = match &stream {
             Either::Left(tls) => tls.get_ref().1.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite())),
             Either::Right(_) => None,
         };
         (seen_by_dialler, seen_by_listener, suite)
-    }
-
-    /// tokio's pipe with futures' traits.
-    struct Compat(tokio::io::DuplexStream);
-
-    impl AsyncRead for Compat {
-        fn poll_read(
-            mut self: std::pin::Pin<&mut Self>,
-            cx: &mut std::task::Context<'_>,
-            bytes: &mut [u8],
-        ) -> std::task::Poll<io::Result<usize>> {
-            let mut buffer = tokio::io::ReadBuf::new(bytes);
-            std::task::ready!(tokio::io::AsyncRead::poll_read(std::pin::Pin::new(&mut self.0), cx, &mut buffer))?;
-            std::task::Poll::Ready(Ok(buffer.filled().len()))
-        }
-    }
-
-    impl AsyncWrite for Compat {
-        fn poll_write(
-            mut self: std::pin::Pin<&mut Self>,
-            cx: &mut std::task::Context<'_>,
-            bytes: &[u8],
-        ) -> std::task::Poll<io::Result<usize>> {
-            tokio::io::AsyncWrite::poll_write(std::pin::Pin::new(&mut self.0), cx, bytes)
-        }
-
-        fn poll_flush(
-            mut self: std::pin::Pin<&mut Self>,
-            cx: &mut std::task::Context<'_>,
-        ) -> std::task::Poll<io::Result<()>> {
-            tokio::io::AsyncWrite::poll_flush(std::pin::Pin::new(&mut self.0), cx)
-        }
-
-        fn poll_close(
-            mut self: std::pin::Pin<&mut Self>,
-            cx: &mut std::task::Context<'_>,
-        ) -> std::task::Poll<io::Result<()>> {
-            tokio::io::AsyncWrite::poll_shutdown(std::pin::Pin::new(&mut self.0), cx)
-        }
     }
 
     #[tokio::test]

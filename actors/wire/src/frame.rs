@@ -1,5 +1,5 @@
 //! Frames, sans-IO: bytes in, frames out. Those of hivemind's wire (docs/wire.md §2, §3) and of skep's own ([`native`],
-//! docs/wire.md §11).
+//! docs/wire.md §13).
 //!
 //! Each of hivemind's framings comes in two forms. A `Decoder` takes bytes in any pieces, for tests and simple readers. `Length` and
 //! `Header` with `Frame::decode` let an async reader fill one buffer of the right size and hand it over, so that large

@@ -6,7 +6,8 @@ use std::{
     task::{Context, Poll},
 };
 
-use libp2p::{PeerId, Stream};
+use futures::{AsyncRead, AsyncWrite};
+use libp2p::PeerId;
 use skep_kernel::{Deadline, Moment, SharedClock};
 use skep_rpc::{Answer, RpcError, Step};
 use skep_wire::{
@@ -57,19 +58,19 @@ impl Open {
 }
 
 /// The link's two streams.
-enum Lanes {
+enum Lanes<S> {
     None,
-    Opening { calls: Option<Lane<()>>, bulk: Option<Lane<()>> },
-    Open { link: Arc<Link>, lanes: Box<[Lane<()>; 2]> },
+    Opening { calls: Option<Lane<S, ()>>, bulk: Option<Lane<S, ()>> },
+    Open { link: Arc<Link>, lanes: Box<[Lane<S, ()>; 2]> },
 }
 
 /// The calling side of one connection.
-pub(crate) struct Caller {
+pub(crate) struct Caller<S: AsyncRead + AsyncWrite + Unpin> {
     node: Arc<Node>,
     clock: SharedClock,
     peer: PeerId,
     state: watch::Sender<Native>,
-    lanes: Lanes,
+    lanes: Lanes<S>,
     /// Streams to be asked for.
     wanted: VecDeque<native::Lane>,
     reopens: u32,
@@ -82,7 +83,7 @@ pub(crate) struct Caller {
     left: Vec<u64>,
 }
 
-impl Caller {
+impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
     /// A side that tells through `state` whether calls may be made.
     pub(crate) fn new(node: Arc<Node>, peer: PeerId, state: watch::Sender<Native>) -> Self {
         let clock = node.server.clock.clone();
@@ -115,7 +116,7 @@ impl Caller {
     }
 
     /// A stream of the link was opened.
-    pub(crate) fn opened(&mut self, which: native::Lane, stream: Stream) {
+    pub(crate) fn opened(&mut self, which: native::Lane, stream: S) {
         let Lanes::Opening { calls, bulk } = &mut self.lanes else { return };
         let mut lane = Lane::new(stream);
         lane.writer.control(&Header::Hello { lane: which }).expect("a greeting is small");
@@ -187,6 +188,18 @@ impl Caller {
             }
         }
         loop {
+            self.exchange(cx)?;
+            match self.alarm.poll(cx, self.deadlines.first().map(|(at, _)| *at)) {
+                // What that has to say must be written.
+                Some(now) => self.expire(now)?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Writes and reads until neither is possible.
+    fn exchange(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+        loop {
             self.send_waiting()?;
             let mut progress = false;
             for index in 0..2 {
@@ -197,13 +210,9 @@ impl Caller {
                 }
             }
             if !progress {
-                break;
+                return Ok(());
             }
         }
-        while let Some(now) = self.alarm.poll(cx, self.deadlines.first().map(|(at, _)| *at)) {
-            self.expire(now)?;
-        }
-        Ok(())
     }
 
     fn begin(&mut self, call: NewCall) {
@@ -357,14 +366,14 @@ impl Caller {
     }
 }
 
-fn lane(lanes: &mut Lanes, index: usize) -> Result<&mut Lane<()>, Broken> {
+fn lane<S>(lanes: &mut Lanes<S>, index: usize) -> Result<&mut Lane<S, ()>, Broken> {
     match lanes {
         Lanes::Open { lanes, .. } => Ok(&mut lanes[index]),
         Lanes::None | Lanes::Opening { .. } => Err(Broken::Closed),
     }
 }
 
-impl Drop for Caller {
+impl<S: AsyncRead + AsyncWrite + Unpin> Drop for Caller<S> {
     fn drop(&mut self) {
         self.read_the_rest();
         self.end(&Broken::Closed);

@@ -5,26 +5,23 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures::{AsyncRead as _, AsyncWrite as _};
-use libp2p::Stream;
+use futures::{AsyncRead, AsyncWrite};
 use skep_kernel::{Clock, Moment};
 use skep_wire::frame::native::{Event, Header, Reader, Writer};
 
 use super::Broken;
 
 /// A stream with what reads and writes its frames.
-pub(super) struct Lane<G> {
-    stream: Stream,
+pub(super) struct Lane<S, G> {
+    stream: S,
     pub(super) reader: Reader,
     pub(super) writer: Writer<G>,
     /// Since when nothing could be written that should be.
     pub(super) stuck_since: Option<Moment>,
 }
 
-impl<G> Lane<G> {
-    /// Links do not keep a connection alive; calls on them do.
-    pub(super) fn new(mut stream: Stream) -> Self {
-        stream.ignore_for_keep_alive();
+impl<S: AsyncRead + AsyncWrite + Unpin, G> Lane<S, G> {
+    pub(super) fn new(stream: S) -> Self {
         Self { stream, reader: Reader::new(), writer: Writer::new(), stuck_since: None }
     }
 

@@ -12,8 +12,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{FutureExt as _, task::AtomicWaker};
-use libp2p::{PeerId, Stream};
+use futures::{AsyncRead, AsyncWrite, FutureExt as _, task::AtomicWaker};
+use libp2p::PeerId;
 use skep_kernel::{Deadline, Moment, SharedClock};
 use skep_rpc::{Answer, Inbound, Meta, RequestId, ServeError, Service as _};
 use skep_wire::frame::{
@@ -54,19 +54,19 @@ struct Done {
 }
 
 /// A stream that the peer opened.
-struct Inlet {
-    lane: Lane<Visit>,
+struct Inlet<S> {
+    lane: Lane<S, Visit>,
     /// `None` before its greeting.
     which: Option<Which>,
 }
 
 /// The serving side of one connection.
-pub(crate) struct Servant {
+pub(crate) struct Servant<S: AsyncRead + AsyncWrite + Unpin> {
     node: Arc<Node>,
     clock: SharedClock,
     peer: PeerId,
     /// At most two.
-    inlets: Vec<Inlet>,
+    inlets: Vec<Inlet<S>>,
     calls: BTreeMap<u64, Served>,
     deadlines: BTreeSet<(Moment, u64)>,
     alarm: Alarm,
@@ -75,7 +75,7 @@ pub(crate) struct Servant {
     is_vouched: bool,
 }
 
-impl Servant {
+impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
     pub(crate) fn new(node: Arc<Node>, peer: PeerId) -> Self {
         let clock = node.server.clock.clone();
         Self {
@@ -93,7 +93,7 @@ impl Servant {
     }
 
     /// The peer opened a stream of its link. A third one means that it gave the others up.
-    pub(crate) fn accept(&mut self, stream: Stream) {
+    pub(crate) fn accept(&mut self, stream: S) {
         if self.inlets.len() >= 2 {
             self.end();
         }
@@ -123,6 +123,18 @@ impl Servant {
             self.answer(id, outcome)?;
         }
         loop {
+            self.exchange(cx)?;
+            match self.alarm.poll(cx, self.next_alarm()) {
+                // What that has to say must be written.
+                Some(now) => self.expire(now)?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Writes and reads until neither is possible.
+    fn exchange(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+        loop {
             let mut progress = false;
             for index in 0..self.inlets.len() {
                 progress |= self.inlets[index].lane.write(cx, &*self.clock)?;
@@ -134,13 +146,9 @@ impl Servant {
                 }
             }
             if !progress {
-                break;
+                return Ok(());
             }
         }
-        while let Some(now) = self.alarm.poll(cx, self.next_alarm()) {
-            self.expire(now)?;
-        }
-        Ok(())
     }
 
     /// The earliest deadline, or when a stream that takes nothing is given up.
@@ -152,7 +160,7 @@ impl Servant {
 
     fn expire(&mut self, now: Moment) -> Result<(), Broken> {
         let patience = self.node.server.timeouts.write_answer;
-        let is_stuck = |inlet: &Inlet| inlet.lane.stuck_since.is_some_and(|since| now >= since + patience);
+        let is_stuck = |inlet: &Inlet<S>| inlet.lane.stuck_since.is_some_and(|since| now >= since + patience);
         if self.inlets.iter().any(is_stuck) {
             return Err(Broken::Stuck);
         }
@@ -292,7 +300,7 @@ impl Servant {
     }
 
     /// The stream for an answer: the other one if the peer has not opened it.
-    fn lane(&mut self, is_bulk: bool) -> &mut Lane<Visit> {
+    fn lane(&mut self, is_bulk: bool) -> &mut Lane<S, Visit> {
         let which = if is_bulk { Which::Bulk } else { Which::Calls };
         let index = self.inlets.iter().position(|inlet| inlet.which == Some(which)).unwrap_or(0);
         &mut self.inlets[index].lane
@@ -329,7 +337,7 @@ impl Servant {
     }
 }
 
-impl Drop for Servant {
+impl<S: AsyncRead + AsyncWrite + Unpin> Drop for Servant<S> {
     fn drop(&mut self) {
         self.end();
     }

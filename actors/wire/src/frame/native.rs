@@ -1,4 +1,4 @@
-//! skep's own wire, `/skep/expert/1.0.0` (docs/wire.md §11): calls with a number on two long-lived streams, answered in
+//! skep's own wire, `/skep/expert/1.0.0` (docs/wire.md §13): calls with a number on two long-lived streams, answered in
 //! any order.
 //!
 //! A frame is `u32 length of the header, little-endian | header, postcard | bytes of a body`, as many as the header says.
