@@ -11,6 +11,7 @@ mod experts;
 mod flags;
 mod identity;
 mod peer;
+mod records;
 #[cfg(feature = "torch")]
 mod serve;
 mod signals;
@@ -45,8 +46,8 @@ enum Command {
     /// Host experts and announce them
     #[cfg(feature = "torch")]
     Serve(serve::Serve),
-    /// Run a DHT node without experts: a bootstrap peer for others
-    Dht(dht::DhtNode),
+    /// Run a DHT node without experts, a bootstrap peer for others; or read and write records
+    Dht(dht::Dht),
     /// Read the configuration and say what it means, without starting anything
     Check(check::Check),
     /// Show the configuration

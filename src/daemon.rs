@@ -9,6 +9,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use libp2p_identity::PeerId;
+use skep_kernel::Moment;
 #[cfg(feature = "torch")]
 use skep_torch::Schedule;
 use skep_wire::Compression;
@@ -17,6 +18,7 @@ use crate::{
     Runtime, RuntimeBuilder,
     config::{Config, validate::is_loopback},
     error::Error,
+    http,
 };
 
 /// What runs when a signal comes may go on so long. The last steps take up to a second more: 5 s in all are promised.
@@ -84,10 +86,11 @@ pub fn server(config: &Config) -> Result<RuntimeBuilder, Error> {
 fn experts(group: &crate::config::Experts) -> Result<crate::Experts, Error> {
     use crate::Experts;
 
-    let experts = match &group.expert_pattern {
-        Some(pattern) => Experts::pattern(pattern),
-        None if group.expert_uids.is_empty() => Experts::from_checkpoints(),
-        None => {
+    let experts = match (&group.expert_pattern, group.num_experts) {
+        (Some(pattern), _) => Experts::pattern(pattern),
+        (None, Some(count)) if group.expert_uids.is_empty() => Experts::numbered(count),
+        (None, None) if group.expert_uids.is_empty() => Experts::from_checkpoints(),
+        (None, _) => {
             let uids = group.expert_uids.iter().map(|uid| uid.parse()).collect::<Result<Vec<_>, _>>();
             Experts::uids(uids.map_err(|error: skep_wire::UidError| Error::Invalid(error.to_string()))?)
         }
@@ -149,7 +152,10 @@ fn optimizer(group: &crate::config::Experts) -> Result<skep_torch::OptimizerSpec
 
 /// Runs a node until a signal: prints its addresses on stdout once it is ready, ends it in order.
 pub fn run(builder: RuntimeBuilder, config: &Config, signal: &Receiver<()>) -> Result<(), Error> {
+    // Before anything else starts: a taken port leaves nothing behind.
+    let listener = config.http.enabled.then(|| http::bind(&config.http)).transpose()?;
     let runtime = builder.launch()?;
+    let _page = listener.map(|listener| http::serve(listener, &config.http, runtime.watcher())).transpose()?;
     let ready = become_ready(&runtime, signal)?;
     if ready {
         announce(&runtime)?;
@@ -194,8 +200,12 @@ fn announce(runtime: &Runtime) -> Result<(), Error> {
 
 /// Until a signal or a failure that the supervisors could not mend.
 fn watch(runtime: &Runtime, config: &Config, signal: &Receiver<()>) -> Result<(), Error> {
-    let interval = config.server.stats_report_interval.map(Duration::from_secs_f64);
-    let mut next_report = interval.map(|interval| runtime.now() + interval);
+    let mut refresh = Every::new(Some(config.dht.refresh_period), runtime.now());
+    let mut statistics = Every::new(config.server.stats_report_interval, runtime.now());
+    let hosts = !config.experts.is_empty();
+    if !hosts {
+        report_dht(runtime);
+    }
     loop {
         match signal.recv_timeout(LOOK) {
             Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
@@ -204,18 +214,49 @@ fn watch(runtime: &Runtime, config: &Config, signal: &Receiver<()>) -> Result<()
         if let Some(error) = runtime.failure() {
             return Err(error);
         }
-        if let (Some(at), Some(interval)) = (next_report, interval)
-            && runtime.now() >= at
-        {
-            report(runtime);
-            next_report = Some(at + interval);
+        if refresh.is_due(runtime.now()) {
+            if !hosts {
+                report_dht(runtime);
+            }
+            runtime.refresh_table();
+        }
+        if statistics.is_due(runtime.now()) {
+            runtime.experts().iter().for_each(|expert| tracing::info!(status = ?expert, "statistics"));
         }
     }
 }
 
-fn report(runtime: &Runtime) {
-    for expert in runtime.experts() {
-        tracing::info!(status = ?expert, "statistics");
+/// What `hivemind-dht` reports, too. The table does not hold this node itself.
+fn report_dht(runtime: &Runtime) {
+    let status = runtime.status();
+    let (dht, connections) = (status.dht, status.network.connections);
+    tracing::info!(
+        nodes = dht.nodes + 1,
+        records = dht.records,
+        bytes = dht.record_bytes,
+        cached = dht.cached,
+        connections,
+        "nodes in the routing table, this one included, and records held"
+    );
+}
+
+/// Something that is done again and again.
+struct Every(Option<(Duration, Moment)>);
+
+impl Every {
+    /// First after one interval; never without one.
+    fn new(seconds: Option<f64>, now: Moment) -> Self {
+        Self(seconds.map(Duration::from_secs_f64).map(|interval| (interval, now + interval)))
+    }
+
+    fn is_due(&mut self, now: Moment) -> bool {
+        match &mut self.0 {
+            Some((interval, at)) if *at <= now => {
+                *at = now + *interval;
+                true
+            }
+            _ => false,
+        }
     }
 }
 

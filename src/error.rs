@@ -39,6 +39,18 @@ pub enum Error {
         /// The name asked for.
         uid: ExpertUid,
     },
+    /// Nothing is stored under a key.
+    #[error("nothing is stored under {key:?}")]
+    NoSuchRecord {
+        /// The key asked for.
+        key: String,
+    },
+    /// No node took a record.
+    #[error("no node took the record under {key:?}")]
+    NotStored {
+        /// Its key.
+        key: String,
+    },
     /// A value that makes no sense.
     #[error("{0}")]
     Invalid(String),
@@ -90,6 +102,10 @@ impl Error {
                  its start",
                 uid.root_prefix()
             ),
+            Error::NotStored { .. } => {
+                "nodes refuse what does not expire later than what is there, and entries that another key owns"
+                    .to_owned()
+            }
             Error::NotReady { .. } => {
                 "check that the peer's address ends in its current /p2p/ id and that it is running; try again"
                     .to_owned()
@@ -98,6 +114,11 @@ impl Error {
                 "check that the peer runs and listens on an address that is reachable from here".to_owned()
             }
             Error::Rpc(RpcError::Deadline { .. }) => "the server may be overloaded; try a longer --timeout".to_owned(),
+            Error::System { what, source }
+                if source.kind() == std::io::ErrorKind::AddrInUse && what.contains("http") =>
+            {
+                "another program has this port; give another one in http.listen, or port 0 for a free one".to_owned()
+            }
             _ => return None,
         })
     }

@@ -13,6 +13,8 @@ pub mod config;
 #[cfg(feature = "daemon")]
 mod daemon;
 mod error;
+#[cfg(feature = "daemon")]
+mod http;
 pub mod prelude;
 mod runtime;
 #[cfg(feature = "daemon")]
@@ -20,7 +22,7 @@ mod telemetry;
 
 pub use error::Error;
 pub use multiaddr::Multiaddr;
-pub use runtime::{Experts, Runtime, RuntimeBuilder};
+pub use runtime::{Experts, Runtime, RuntimeBuilder, Status};
 pub use skep_dht as dht;
 pub use skep_expert as expert;
 pub use skep_kernel as kernel;

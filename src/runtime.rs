@@ -5,11 +5,13 @@ mod compressed;
 mod drain;
 mod experts;
 mod hosting;
+mod records;
+mod status;
 mod system;
 mod tree;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
     thread::JoinHandle,
     time::Duration,
 };
@@ -31,6 +33,9 @@ use hosting::Hosting;
 pub use builder::RuntimeBuilder;
 pub(crate) use builder::peer_of;
 pub use experts::Experts;
+pub use status::Status;
+#[cfg(feature = "daemon")]
+pub(crate) use status::Watcher;
 
 /// What the handles of one runtime share.
 pub(crate) struct Shared {
@@ -39,6 +44,7 @@ pub(crate) struct Shared {
     guardian: GuardianHandle,
     hosting: watch::Sender<Hosting>,
     stop: Mutex<Option<oneshot::Sender<()>>>,
+    stopping: AtomicBool,
 }
 
 /// A node of the network: it carries calls, keeps its part of the DHT, and hosts experts if told so.
@@ -105,14 +111,7 @@ impl Runtime {
 
     /// Why the runtime cannot go on, if so: a supervisor gave up, or hosting failed.
     pub fn failure(&self) -> Option<Error> {
-        let hosting = self.shared.hosting.borrow().clone();
-        let escalation = match hosting {
-            Hosting::Failed(reason) => return Some(Error::Invalid(reason)),
-            Hosting::Running(server) => server.escalation(),
-            _ => None,
-        };
-        let escalation = escalation.or_else(|| self.shared.guardian.status().escalation)?;
-        Some(Error::Escalated { part: escalation.child, reason: format!("{:?}", escalation.exit) })
+        self.shared.failure()
     }
 
     /// Waits until the network is joined and every hosted expert is built and announced. Blocks; [`Error::NotReady`]

@@ -1,6 +1,8 @@
 //! `skep check` and `skep config print`: what a configuration says, without starting anything.
 
 use clap::{Args, Subcommand};
+use miette::Diagnostic as _;
+use serde_json::{Value, json};
 
 use super::{
     Failure,
@@ -11,7 +13,8 @@ use crate::config::{Config, Loaded, validate::is_loopback};
 const EXAMPLES: &str = "\
 Examples:
   skep check --config config/skep.toml
-  SKEP_SERVER__UPDATE_PERIOD=10 skep check --config config/skep.toml --num_experts 3";
+  SKEP_SERVER__UPDATE_PERIOD=10 skep check --config config/skep.toml --num_experts 3
+  skep check --config config/skep.toml --json";
 
 /// Options of `skep check`.
 #[derive(Debug, Args)]
@@ -25,15 +28,30 @@ pub struct Check {
     server: ServerFlags,
     #[command(flatten)]
     experts: ExpertFlags,
+    /// Print one JSON object, also when the configuration is wrong
+    #[arg(long)]
+    json: bool,
 }
 
 impl Check {
     pub fn run(self) -> Result<(), Failure> {
-        let loaded = load_config(&self.file, &self.node, Some(&self.server), Some(&self.experts))?;
-        for line in explain(&loaded.config) {
-            println!("{line}");
+        match load_config(&self.file, &self.node, Some(&self.server), Some(&self.experts)) {
+            Ok(loaded) if self.json => {
+                println!("{:#}", json!({"valid": true, "means": explain(&loaded.config)}));
+                Ok(())
+            }
+            Ok(loaded) => {
+                explain(&loaded.config).iter().for_each(|line| println!("{line}"));
+                Ok(())
+            }
+            Err(error) => {
+                if self.json {
+                    let help = error.help().map(|help| help.to_string());
+                    println!("{:#}", json!({"valid": false, "error": error.to_string(), "help": help}));
+                }
+                Err(error.into())
+            }
         }
-        Ok(())
     }
 }
 
@@ -61,6 +79,9 @@ pub fn explain(config: &Config) -> Vec<String> {
         let what = match (&experts.expert_pattern, experts.num_experts) {
             (Some(pattern), Some(n)) => format!("{n} of {pattern}"),
             (Some(pattern), None) => format!("all of {pattern}"),
+            (None, Some(n)) if experts.expert_uids.is_empty() => {
+                format!("the first {n} free of expert.0, expert.1, ...")
+            }
             (None, _) if experts.expert_uids.is_empty() => "what has checkpoints".to_owned(),
             (None, _) => experts.expert_uids.join(", "),
         };
@@ -77,6 +98,14 @@ pub fn explain(config: &Config) -> Vec<String> {
         lines.push(format!("keeps the last {keep} checkpoints in {}, taken every {period} s", folder.display()));
     }
     lines.push(format!("batches {} to {} rows", server.min_batch_size, server.max_batch_size));
+    let http = &config.http;
+    lines.push(match http.enabled {
+        true => format!("tells its state at http://{} (/live, /ready, /status, /metrics)", http.listen),
+        false => "has no status page (http.enabled)".to_owned(),
+    });
+    if http.enabled && !http.listen.ip().is_loopback() {
+        lines.push("anybody who reaches the status page can read it".to_owned());
+    }
     lines
 }
 
@@ -90,7 +119,8 @@ pub enum ConfigCommand {
 const PRINT_EXAMPLES: &str = "\
 Examples:
   skep config print > skep.toml
-  skep config print --origin --config skep.toml";
+  skep config print --origin --config skep.toml
+  skep config print --json";
 
 /// Options of `skep config print`.
 #[derive(Debug, Args)]
@@ -107,14 +137,36 @@ pub struct Print {
     /// Say behind each value where it came from
     #[arg(long)]
     origin: bool,
+    /// Print one JSON object; with --origin each value is an object of value and origin
+    #[arg(long)]
+    json: bool,
 }
 
 impl ConfigCommand {
     pub fn run(self) -> Result<(), Failure> {
         let ConfigCommand::Print(print) = self;
         let loaded = load_config(&print.file, &print.node, Some(&print.server), Some(&print.experts))?;
-        print!("{}", render(&loaded, print.origin));
+        if print.json {
+            let config = serde_json::to_value(&loaded.config).expect("every section is plain JSON");
+            println!("{:#}", if print.origin { with_origins(config, "", &loaded) } else { config });
+        } else {
+            print!("{}", render(&loaded, print.origin));
+        }
         Ok(())
+    }
+}
+
+/// Each value, beside where it came from.
+fn with_origins(value: Value, path: &str, loaded: &Loaded) -> Value {
+    let at = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    match value {
+        Value::Object(keys) => {
+            keys.into_iter().map(|(key, value)| (key.clone(), with_origins(value, &at(&key), loaded))).collect()
+        }
+        Value::Array(items) if path == "experts" => {
+            items.into_iter().enumerate().map(|(i, item)| with_origins(item, &at(&i.to_string()), loaded)).collect()
+        }
+        value => json!({"value": value, "origin": loaded.origin(path)}),
     }
 }
 

@@ -6,6 +6,7 @@ use clap::Args;
 use figment::value::{Dict, Value};
 use serde::Serialize;
 
+use super::Failure;
 use crate::config::{ConfigError, Flags, Loaded, load};
 
 /// Options of every command that reads the configuration.
@@ -13,7 +14,7 @@ use crate::config::{ConfigError, Flags, Loaded, load};
 #[command(rename_all = "snake_case")]
 pub struct ConfigFile {
     /// TOML file; config/skep.toml shows every key
-    #[arg(long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
 
@@ -41,6 +42,16 @@ pub struct NodeFlags {
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     allow_peers: Option<PathBuf>,
+}
+
+/// Options of a node without experts.
+#[derive(Clone, Debug, Default, Args, Serialize)]
+#[command(rename_all = "snake_case", next_help_heading = "DHT")]
+pub struct DhtFlags {
+    /// Seconds between reports of what it holds, and between refreshes of its routing table [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refresh_period: Option<f64>,
 }
 
 /// Options of a server.
@@ -85,7 +96,7 @@ pub struct ServerFlags {
 #[derive(Clone, Debug, Default, Args, Serialize)]
 #[command(rename_all = "snake_case", next_help_heading = "Experts (any of these replaces the file's [[experts]])")]
 pub struct ExpertFlags {
-    /// How many experts to host [default: all that the pattern names]
+    /// How many experts to host [default: all that the pattern names]; alone: the first free of expert.0, expert.1, ...
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     num_experts: Option<usize>,
@@ -169,23 +180,68 @@ pub struct HivemindFlags {
     /// No effect here: the limit of open files is always raised
     #[arg(long)]
     increase_file_limit: bool,
+    #[command(flatten)]
+    relays: RelayFlags,
+    /// Refused: a Python file cannot be hosted
+    #[arg(long, value_name = "FILE")]
+    custom_module_path: Option<PathBuf>,
+}
+
+/// Options of hivemind about relays, which are not there.
+#[derive(Clone, Debug, Default, Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Accepted for hivemind's sake")]
+pub struct RelayFlags {
     /// No effect here: no relay is used
     #[arg(long)]
     no_relay: bool,
+    /// No effect here: no relay is used
+    #[arg(long)]
+    use_auto_relay: bool,
+}
+
+impl RelayFlags {
+    /// Says which given options have no effect.
+    pub fn warn(&self) {
+        no_effect(&[("--no_relay", self.no_relay), ("--use_auto_relay", self.use_auto_relay)]);
+    }
+}
+
+fn no_effect(options: &[(&str, bool)]) {
+    for (name, _) in options.iter().filter(|(_, given)| *given) {
+        eprintln!("note: {name} has no effect here");
+    }
 }
 
 impl HivemindFlags {
-    /// Says which given options have no effect.
-    pub fn warn(&self) {
-        let given = [
-            ("--num_handlers", self.num_handlers.is_some()),
-            ("--increase_file_limit", self.increase_file_limit),
-            ("--no_relay", self.no_relay),
-        ];
-        for (name, _) in given.iter().filter(|(_, given)| *given) {
-            eprintln!("note: {name} has no effect here");
+    /// Refuses what cannot be done.
+    pub fn check(&self) -> Result<(), Failure> {
+        match &self.custom_module_path {
+            None => Ok(()),
+            Some(path) => Err(Failure::Usage(format!(
+                "--custom_module_path {}: a Python file cannot be hosted; export the module as TorchScript \
+                 (torch.jit.script(module).save(\"expert.pt\")) and name it in an [[experts]] section: \
+                 module = \"expert.pt\"",
+                path.display()
+            ))),
         }
     }
+
+    /// Says which given options have no effect.
+    pub fn warn(&self) {
+        no_effect(&[
+            ("--num_handlers", self.num_handlers.is_some()),
+            ("--increase_file_limit", self.increase_file_limit),
+        ]);
+        self.relays.warn();
+    }
+}
+
+/// Layers defaults, file, environment and the flags of a node without experts.
+pub fn load_dht_config(file: &ConfigFile, node: &NodeFlags, dht: &DhtFlags) -> Result<Loaded, ConfigError> {
+    let mut flags = Dict::new();
+    add(&mut flags, "node", dict(node));
+    add(&mut flags, "dht", dict(dht));
+    load(file.config.as_deref(), Flags(flags))
 }
 
 /// Layers defaults, file, environment and these flags.

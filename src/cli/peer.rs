@@ -6,7 +6,7 @@ use clap::Args;
 use multiaddr::Multiaddr;
 
 use super::{Failure, wait::Waiting};
-use crate::{Runtime, runtime::peer_of};
+use crate::{Runtime, RuntimeBuilder, runtime::peer_of};
 
 /// Whom to ask, and for how long.
 #[derive(Clone, Debug, Args)]
@@ -35,6 +35,11 @@ impl Peer {
 
     /// Joins the network as a client.
     pub fn join(&self) -> Result<Runtime, Failure> {
+        self.join_as(|builder| builder)
+    }
+
+    /// Joins the network as a client with more said about it.
+    pub fn join_as(&self, said: impl FnOnce(RuntimeBuilder) -> RuntimeBuilder) -> Result<Runtime, Failure> {
         if let Some(address) = self.peer.iter().find(|address| peer_of(address).is_none()) {
             return Err(Failure::Usage(format!(
                 "--peer {address} does not say which peer is there; end it with /p2p/ and the peer id"
@@ -42,6 +47,6 @@ impl Peer {
         }
         let _waiting = Waiting::on("joining the network");
         let builder = Runtime::builder().client_mode().initial_peers(self.peer.clone());
-        Ok(builder.start_timeout(self.timeout()?).start()?)
+        Ok(said(builder).start_timeout(self.timeout()?).start()?)
     }
 }

@@ -36,6 +36,7 @@ pub struct Serve {
 
 impl Serve {
     pub fn run(self) -> Result<(), Failure> {
+        self.hivemind.check()?;
         let mut config = load_config(&self.file, &self.node, Some(&self.server), Some(&self.experts))?.config;
         if config.experts.is_empty() && config.server.checkpoint_dir.is_some() {
             config.experts.push(Default::default());

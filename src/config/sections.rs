@@ -1,6 +1,9 @@
 //! The sections of `skep.toml`. Each crate owns the limits it enforces; here they are gathered, named and given defaults.
 
-use std::path::PathBuf;
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use multiaddr::Multiaddr;
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
@@ -21,6 +24,8 @@ pub struct Config {
     pub limits: Limits,
     /// What is written to stderr.
     pub log: Log,
+    /// The status page.
+    pub http: Http,
 }
 
 /// `[node]`: who we are and where we are found.
@@ -66,11 +71,14 @@ pub struct Dht {
     pub wait_timeout: f64,
     /// Concurrent requests of one search.
     pub num_workers: usize,
+    /// Seconds between looks for a random key, which keep the routing table fresh; a node without experts then says what it
+    /// holds.
+    pub refresh_period: f64,
 }
 
 impl Default for Dht {
     fn default() -> Self {
-        Self { bucket_size: 20, num_replicas: 5, wait_timeout: 3.0, num_workers: 4 }
+        Self { bucket_size: 20, num_replicas: 5, wait_timeout: 3.0, num_workers: 4, refresh_period: 30.0 }
     }
 }
 
@@ -128,7 +136,8 @@ pub struct Experts {
     pub expert_pattern: Option<String>,
     /// Uids to host, in full.
     pub expert_uids: Vec<String>,
-    /// How many to host; by default all that the pattern names.
+    /// How many to host; by default all that the pattern names. Without pattern and uids so many of `expert.0`,
+    /// `expert.1` and so on, the first free ones.
     pub num_experts: Option<usize>,
     /// The module: `ffn`, `transformer`, `nop`, `nop_delay` or `det_dropout`.
     pub expert_cls: String,
@@ -241,6 +250,27 @@ pub struct Log {
 impl Default for Log {
     fn default() -> Self {
         Self { filter: "info".to_owned(), format: "text".to_owned() }
+    }
+}
+
+/// `[http]`: a status page, `GET /live`, `/ready`, `/status` (JSON) and `/metrics` (for Prometheus).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    /// Whether there is one.
+    pub enabled: bool,
+    /// Where it listens; port 0 takes a free one and the log says which.
+    pub listen: SocketAddr,
+    /// Connections at once; more wait.
+    pub max_connections: usize,
+    /// Seconds that a client has for its request.
+    pub request_timeout: f64,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 9464));
+        Self { enabled: false, listen, max_connections: 32, request_timeout: 5.0 }
     }
 }
 

@@ -89,12 +89,14 @@ fn numbers(config: &Config) -> Result<(), Bad> {
     let server = &config.server;
     let positive = [
         ("dht.wait_timeout", config.dht.wait_timeout),
+        ("dht.refresh_period", config.dht.refresh_period),
         ("server.max_wait", server.max_wait),
         ("server.update_period", server.update_period),
         ("server.checkpoint_period", server.checkpoint_period),
         ("server.expiration", server.expiration.unwrap_or(1.0)),
         ("server.stats_report_interval", server.stats_report_interval.unwrap_or(1.0)),
         ("limits.legacy_deadline", config.limits.legacy_deadline),
+        ("http.request_timeout", config.http.request_timeout),
     ];
     for (path, seconds) in positive {
         if !(seconds > 0.0 && seconds <= 1e9) {
@@ -112,6 +114,7 @@ fn numbers(config: &Config) -> Result<(), Bad> {
         ("limits.mailbox_bytes", config.limits.mailbox_bytes),
         ("limits.dht_records", config.limits.dht_records),
         ("limits.dht_bytes", config.limits.dht_bytes),
+        ("http.max_connections", config.http.max_connections),
     ];
     for (path, count) in counts {
         if count == 0 {
@@ -131,7 +134,9 @@ fn numbers(config: &Config) -> Result<(), Bad> {
 /// Whether it is said which experts to host, once.
 fn uids(path: &str, experts: &Experts, config: &Config) -> Result<(), Bad> {
     let at = |key: &str| format!("{path}.{key}");
-    let names_none = |experts: &&Experts| experts.expert_pattern.is_none() && experts.expert_uids.is_empty();
+    let names_none = |experts: &&Experts| {
+        experts.expert_pattern.is_none() && experts.expert_uids.is_empty() && experts.num_experts.is_none()
+    };
     match (&experts.expert_pattern, experts.expert_uids.len(), experts.num_experts) {
         (None, 0, None) if config.server.checkpoint_dir.is_some() => {
             match config.experts.iter().filter(names_none).count() {
@@ -143,15 +148,15 @@ fn uids(path: &str, experts: &Experts, config: &Config) -> Result<(), Bad> {
                 ),
             }
         }
-        (None, 0, _) => bad(
+        (None, 0, None) => bad(
             at("expert_pattern"),
             "nothing says which experts to host",
-            "give expert_pattern = \"expert.[0:5]\" or expert_uids = [\"expert.0\"]",
+            "give expert_pattern = \"expert.[0:5]\", expert_uids = [\"expert.0\"], or num_experts",
         ),
         (Some(_), 1.., _) => {
             bad(at("expert_uids"), "expert_pattern and expert_uids exclude each other", "leave one of them out")
         }
-        (None, given, Some(wanted)) if given != wanted => {
+        (None, given @ 1.., Some(wanted)) if given != wanted => {
             bad(at("num_experts"), format!("{wanted}, but {given} uids are given"), "leave num_experts out")
         }
         _ => Ok(()),

@@ -3,7 +3,7 @@
 use std::{fmt::Display, path::PathBuf, sync::Arc, time::Duration};
 
 use multiaddr::Multiaddr;
-use skep_dht::DhtConfig;
+use skep_dht::{DhtConfig, Validators};
 use skep_expert::{CheckpointStore, DirectoryCheckpoints, ServerConfig, SharedStore};
 use skep_kernel::{Seed, SharedClock, TokioClock};
 use skep_net::{
@@ -26,6 +26,7 @@ enum Key {
 pub struct RuntimeBuilder {
     net: NetConfig,
     dht: DhtConfig,
+    validators: Validators,
     server: ServerConfig,
     key: Key,
     initial_peers: Vec<Multiaddr>,
@@ -41,6 +42,7 @@ impl Default for RuntimeBuilder {
         Self {
             net: NetConfig { listen: Vec::new(), ..NetConfig::default() },
             dht: DhtConfig::default(),
+            validators: Validators::default(),
             server: ServerConfig::default(),
             key: Key::Fresh,
             initial_peers: Vec::new(),
@@ -108,6 +110,13 @@ impl RuntimeBuilder {
     /// How long [`start`](Self::start) waits until everything is ready; 60 s unless said otherwise.
     pub fn start_timeout(mut self, wait: Duration) -> Self {
         self.start_timeout = wait;
+        self
+    }
+
+    /// Decides what the DHT node believes and signs, instead of the default: signatures of owned records are checked,
+    /// entries of expert grids must be what they claim, nothing is signed.
+    pub fn validators(mut self, validators: Validators) -> Self {
+        self.validators = validators;
         self
     }
 
@@ -197,6 +206,7 @@ impl RuntimeBuilder {
             clock,
             seed,
             dht: self.dht,
+            validators: self.validators,
             initial_peers: initial_peers.into_iter().map(|(peer, _)| peer).collect(),
             server: self.server,
             groups: self.groups,

@@ -1,6 +1,6 @@
 //! The orderly end: stop announcing, finish what is in flight, then let go.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use skep_expert::{LAST_CHECKPOINT, ServerError};
 use skep_kernel::Deadline;
@@ -24,6 +24,7 @@ impl Runtime {
 
     fn end(&mut self, wait: Duration) -> Result<(), Error> {
         let Some(thread) = self.thread.take() else { return Ok(()) };
+        self.shared.stopping.store(true, Ordering::Relaxed);
         let deadline = self.shared.client.deadline(wait);
         let shared = self.shared.clone();
         let clock = shared.client.clock.clone();

@@ -16,6 +16,8 @@ pub(crate) enum Uids {
     Listed(Vec<ExpertUid>),
     /// Those that have a checkpoint and that no other group takes.
     Kept,
+    /// So many of `expert.0`, `expert.1` and so on, the first free ones.
+    Numbered(usize),
 }
 
 type Maker = Arc<dyn Fn(&ExpertUid) -> BackendFactory + Send + Sync>;
@@ -63,6 +65,12 @@ impl Experts {
     /// The uids found in [`checkpoint_dir`](crate::RuntimeBuilder::checkpoint_dir) that no other group takes.
     pub fn from_checkpoints() -> Self {
         Self::new(Uids::Kept)
+    }
+
+    /// So many of `expert.0`, `expert.1` and so on: the first that nobody in the network has yet, as hivemind's server does
+    /// without a pattern. The first ten numbers for each are tried.
+    pub fn numbered(count: usize) -> Self {
+        Self::new(Uids::Numbered(count))
     }
 
     /// How many of the pattern's uids to host; by default all.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use skep_dht::Dht;
-use skep_expert::{ExpertPattern, HostedExpert, PlacementError, Server, ServerParts, choose_uids};
+use skep_expert::{ExpertPattern, HostedExpert, PlacementError, Server, ServerParts, TakePlaces, choose_uids};
 use skep_kernel::{Deadline, SharedClock};
 use skep_wire::ExpertUid;
 use tokio::sync::watch;
@@ -26,6 +26,8 @@ pub(crate) enum Hosting {
 
 /// One attempt to join the network and look for free uids.
 const ATTEMPT: Duration = Duration::from_secs(30);
+/// Numbers tried for each expert that is only counted, as in hivemind.
+const NUMBERS_PER_EXPERT: usize = 10;
 /// Between attempts; the DHT actor has its own backoff while it joins.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -82,7 +84,14 @@ async fn choose(
                 let pattern: ExpertPattern = text.parse()?;
                 let all = usize::try_from(pattern.places()).unwrap_or(usize::MAX);
                 let ours: Vec<ExpertUid> = kept.extract_if(.., |uid| pattern.names(uid)).cloned().collect();
-                choose_uids(&pattern, &ours, group.count.unwrap_or(all), Some(dht), seed, deadline).await?
+                let count = group.count.unwrap_or(all);
+                choose_uids(&pattern, &ours, count, Some(dht), TakePlaces::AtRandom(seed), deadline).await?
+            }
+            Uids::Numbered(count) => {
+                let tried = count.saturating_mul(NUMBERS_PER_EXPERT);
+                let pattern: ExpertPattern = format!("expert.[0:{tried}]").parse()?;
+                let ours: Vec<ExpertUid> = kept.extract_if(.., |uid| pattern.names(uid)).cloned().collect();
+                choose_uids(&pattern, &ours, *count, Some(dht), TakePlaces::InOrder, deadline).await?
             }
             Uids::Kept => Vec::new(),
         });

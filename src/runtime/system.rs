@@ -1,9 +1,13 @@
 //! The thread `skep-system`: an actix system with the supervision tree on it.
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    thread,
+    time::Duration,
+};
 
 use libp2p_identity::PeerId;
-use skep_dht::DhtConfig;
+use skep_dht::{DhtConfig, DhtParts, Validators};
 use skep_expert::{ServerConfig, SharedStore};
 use skep_kernel::{Deadline, Seed, SharedClock, Spawner, ask::mark_runtime_thread};
 use skep_moe::Client;
@@ -26,6 +30,7 @@ pub(crate) struct Parts {
     pub clock: SharedClock,
     pub seed: Seed,
     pub dht: DhtConfig,
+    pub validators: Validators,
     pub initial_peers: Vec<PeerId>,
     pub server: ServerConfig,
     pub groups: Vec<Experts>,
@@ -73,10 +78,31 @@ fn run(parts: Parts, report: &Report) {
 
 async fn grow(parts: Parts, stop: oneshot::Sender<()>) -> Result<Arc<Shared>, Error> {
     let spawner = Spawner::arbiter(actix_rt::System::current().arbiter().clone());
-    let Parts { net, router, clock, seed, dht: dht_config, initial_peers, server, groups, checkpoints, kept } = parts;
+    let Parts {
+        net,
+        router,
+        clock,
+        seed,
+        dht: dht_config,
+        validators,
+        initial_peers,
+        server,
+        groups,
+        checkpoints,
+        kept,
+    } = parts;
     let net = Arc::new(net);
     let client_mode = dht_config.client_mode;
-    let Tree { dht, guardian } = tree::grow(net.clone(), &router, &clock, &seed, dht_config, initial_peers).await?;
+    let dht_parts = DhtParts {
+        bans: net.bans().clone(),
+        transport: net.clone(),
+        router: router.clone(),
+        clock: clock.clone(),
+        seed: seed.derive("dht").number(),
+        config: dht_config,
+        initial_peers,
+    };
+    let Tree { dht, guardian } = tree::grow(&clock, &seed, dht_parts, validators).await?;
     let client = Client {
         dht: dht.clone(),
         transport: net.clone(),
@@ -86,7 +112,14 @@ async fn grow(parts: Parts, stop: oneshot::Sender<()>) -> Result<Arc<Shared>, Er
         seed: Seed::random().number(),
     };
     let hosting = watch::Sender::new(if groups.is_empty() { Hosting::Nothing } else { Hosting::Choosing(None) });
-    let shared = Arc::new(Shared { net, client, guardian, hosting, stop: std::sync::Mutex::new(Some(stop)) });
+    let shared = Arc::new(Shared {
+        net,
+        client,
+        guardian,
+        hosting,
+        stop: Mutex::new(Some(stop)),
+        stopping: AtomicBool::new(false),
+    });
     if !groups.is_empty() && !client_mode {
         let parts = skep_expert::ServerParts {
             clock,

@@ -6,16 +6,11 @@
 //! ```
 //! The network runs on its own thread and outlives the tree; experts and announcer run under the server's guardian.
 
-use std::sync::Arc;
-
 use actix::Actor;
-use libp2p_identity::PeerId;
-use skep_dht::{Dht, DhtConfig, DhtParts};
+use skep_dht::{Dht, DhtParts, Validators};
 use skep_kernel::{
     ChildSpec, Guardian, GuardianHandle, GuardianSpec, Intensity, Restart, Seed, SharedClock, Started, Strategy,
 };
-use skep_net::Net;
-use skep_rpc::Router;
 
 use crate::error::Error;
 
@@ -27,12 +22,10 @@ pub(crate) struct Tree {
 
 /// Starts guardians and actors on the current actix system.
 pub(crate) async fn grow(
-    net: Arc<Net>,
-    router: &Router,
     clock: &SharedClock,
     seed: &Seed,
-    config: DhtConfig,
-    initial_peers: Vec<PeerId>,
+    dht: DhtParts,
+    validators: Validators,
 ) -> Result<Tree, Error> {
     let spec = GuardianSpec {
         name: "runtime".to_owned(),
@@ -41,15 +34,7 @@ pub(crate) async fn grow(
         seed: seed.derive("guardian"),
     };
     let guardian = Guardian::start(spec, clock.clone());
-    let (dht, make) = Dht::new(DhtParts {
-        bans: net.bans().clone(),
-        transport: net,
-        router: router.clone(),
-        clock: clock.clone(),
-        seed: seed.derive("dht").number(),
-        config,
-        initial_peers,
-    });
+    let (dht, make) = Dht::with_validators(dht, validators);
     let child = ChildSpec::new("dht", Restart::Permanent);
     guardian
         .supervise(child, move |tombstone| Started::actor(make(tombstone).start()))

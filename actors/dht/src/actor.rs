@@ -74,7 +74,8 @@ impl DhtActor {
             shared.seed,
             shared.bans.clone(),
             shared.initial_peers.clone(),
-        );
+        )
+        .with_validators(shared.validators.clone());
         let starts = *shared.starts.borrow();
         Self {
             random: ChaCha8Rng::seed_from_u64(shared.seed ^ u64::from(starts) ^ CALLS_STREAM),

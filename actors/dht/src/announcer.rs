@@ -3,14 +3,14 @@
 mod schedule;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
 use serde::Serialize;
-use skep_kernel::{Deadline, Exit, Moment, Stop, Tombstone, time::before};
+use skep_kernel::{Deadline, Exit, Moment, Stop, Tombstone, WallTime, time::before};
 use skep_wire::ExpertUid;
 use tokio::sync::watch;
 use tracing::{debug, warn};
@@ -102,6 +102,11 @@ impl Announcer {
     /// The experts that are announced.
     pub fn uids(&self) -> Vec<ExpertUid> {
         self.shared.state().schedule.uids().cloned().collect()
+    }
+
+    /// Until when each announced expert's record holds. One that no node has taken yet is not there.
+    pub fn until(&self) -> BTreeMap<ExpertUid, WallTime> {
+        self.shared.state().schedule.until()
     }
 
     /// How far announcing has come.
@@ -220,7 +225,7 @@ impl Shared {
         match declared {
             Ok(outcomes) => {
                 let alone = self.dht.status().nodes == 0;
-                self.state().schedule.announced(&outcomes, alone, now);
+                self.state().schedule.announced(&outcomes, expiration, alone, now);
                 let refused = outcomes.values().filter(|outcome| !outcome.stored).count();
                 debug!(experts = outcomes.len(), refused, %expiration, "announced experts");
             }

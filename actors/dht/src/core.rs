@@ -3,14 +3,17 @@
 
 pub(crate) mod bucket;
 pub(crate) mod cache;
+pub(crate) mod expert_types;
 pub(crate) mod id;
 pub(crate) mod message;
 pub(crate) mod node;
 pub(crate) mod record;
 pub(crate) mod routing;
 pub(crate) mod search;
+pub(crate) mod signature;
 pub(crate) mod storage;
 pub(crate) mod timed;
+pub(crate) mod validate;
 
 #[cfg(test)]
 mod vectors;

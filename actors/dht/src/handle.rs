@@ -13,7 +13,7 @@ use skep_wire::ExpertUid;
 use tokio::sync::watch;
 
 use crate::{
-    DhtConfig, DhtError, DhtKey, DhtStatus, Freshness, StoreItem, Stored, Timed,
+    DhtConfig, DhtError, DhtKey, DhtStatus, Freshness, StoreItem, Stored, Timed, Validators,
     actor::DhtActor,
     core::node::{JoinState, Outcome},
     messages::{Command, InboundCall},
@@ -51,6 +51,7 @@ pub(crate) struct Shared {
     pub join: watch::Sender<JoinState>,
     /// Times the actor was started.
     pub starts: watch::Sender<u32>,
+    pub validators: Validators,
     /// Experts that this process announced, and until when.
     pub declared: Mutex<BTreeMap<ExpertUid, WallTime>>,
     local_peer: PeerId,
@@ -71,6 +72,14 @@ impl Dht {
     ///
     /// Inbound calls are routed from now on, unless the node is in client mode.
     pub fn new(parts: DhtParts) -> (Dht, impl Fn(Tombstone) -> DhtActor + Clone + Send + Sync + 'static) {
+        Self::with_validators(parts, Validators::default())
+    }
+
+    /// [`new`](Self::new) with validators of one's own, which decide what the node believes and sign what it stores.
+    pub fn with_validators(
+        parts: DhtParts,
+        validators: Validators,
+    ) -> (Dht, impl Fn(Tombstone) -> DhtActor + Clone + Send + Sync + 'static) {
         let DhtParts { transport, router, bans, clock, seed, config, initial_peers } = parts;
         let join = JoinState { joined: initial_peers.is_empty(), ..JoinState::default() };
         let status = DhtStatus { joined: join.joined, ..DhtStatus::default() };
@@ -82,6 +91,7 @@ impl Dht {
             status: watch::Sender::new(status),
             join: watch::Sender::new(join),
             starts: watch::Sender::new(0),
+            validators,
             declared: Mutex::default(),
             clock,
             seed,

@@ -14,6 +14,10 @@ mod lookup;
 mod messages;
 mod serve;
 
+pub use self::core::{
+    signature::{BadRecordKey, RecordKey},
+    validate::{DhtRecord, RecordValidator, Validators},
+};
 pub use actor::DhtActor;
 pub use announcer::{Announced, Announcer, AnnouncerActor};
 pub use config::{BadDhtConfig, DhtConfig};

@@ -77,6 +77,8 @@ pub struct ExpertStatus {
     pub waiting_rows: u32,
     /// How long the oldest of them has waited, in seconds.
     pub oldest_wait_seconds: f64,
+    /// Seconds since the epoch until which its last announcement in the DHT holds; `None` when it is not announced.
+    pub announced_until: Option<f64>,
     /// Whether it takes work.
     #[serde(flatten)]
     pub state: ExpertState,
@@ -308,7 +310,7 @@ impl ExpertHandle {
         ServerLoad { waiting_rows: self.expert.waiting_rows(), oldest_wait }
     }
 
-    /// A snapshot of what it is and did.
+    /// A snapshot of what it is and did. Only its [`Server`](crate::Server) knows until when it is announced.
     pub fn status(&self) -> ExpertStatus {
         let (expert, counters) = (&self.expert, &self.expert.counters);
         let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
@@ -327,6 +329,7 @@ impl ExpertHandle {
             skipped: read(&counters.skipped),
             waiting_rows: load.waiting_rows,
             oldest_wait_seconds: load.oldest_wait.as_secs_f64(),
+            announced_until: None,
             state: expert.state(),
         }
     }

@@ -30,6 +30,7 @@ pub use expert::ExpertState;
 pub use handle::{Accepted, ExpertHandle, ExpertStatus};
 pub use saving::LAST_CHECKPOINT;
 pub use server::{
-    Executors, ExpertPattern, HostedExpert, PlacementError, Server, ServerError, ServerParts, ServerStatus, choose_uids,
+    Executors, ExpertPattern, HostedExpert, PlacementError, Server, ServerError, ServerParts, ServerStatus, TakePlaces,
+    choose_uids,
 };
 pub use task::{Kind, TaskResult};

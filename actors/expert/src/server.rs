@@ -27,11 +27,11 @@ use skep_wire::{ExpertUid, Method};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-pub use placement::{ExpertPattern, PlacementError, choose_uids};
+pub use placement::{ExpertPattern, PlacementError, TakePlaces, choose_uids};
 pub use status::{ServerError, ServerStatus};
 
 use crate::{
-    BackendError, BackendFactory, Cost, ExpertActor, ExpertHandle, ServerConfig, SharedStore,
+    BackendError, BackendFactory, Cost, ExpertActor, ExpertHandle, ExpertStatus, ServerConfig, SharedStore,
     checkpointer::CheckpointActor,
     executor::ExecutorGroup,
     handle::build::build,
@@ -204,11 +204,16 @@ impl Server {
     /// A snapshot of the server and its experts.
     pub fn status(&self) -> ServerStatus {
         let missing = self.0.missing();
+        let until = self.0.announcer.get().map(Announcer::until).unwrap_or_default();
+        let experts = self.0.directory.all().into_iter().map(|expert| {
+            let announced_until = until.get(expert.uid()).map(|until| until.0);
+            ExpertStatus { announced_until, ..expert.status() }
+        });
         ServerStatus {
             ready: missing.is_none(),
             trouble: missing,
             calls: self.0.calls.count(),
-            experts: self.0.directory.all().iter().map(ExpertHandle::status).collect(),
+            experts: experts.collect(),
         }
     }
 

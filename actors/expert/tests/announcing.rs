@@ -7,7 +7,9 @@ use std::{sync::Arc, time::Duration};
 use common::*;
 use libp2p_identity::PeerId;
 use skep_dht::{Dht, DhtConfig, DhtParts, Freshness};
-use skep_expert::{BackendError, ExpertPattern, HostedExpert, Kind, PlacementError, Server, ServerConfig, choose_uids};
+use skep_expert::{
+    BackendError, ExpertPattern, HostedExpert, Kind, PlacementError, Server, ServerConfig, TakePlaces, choose_uids,
+};
 use skep_kernel::Deadline;
 use skep_rpc::{Bans, Router};
 use skep_testkit::Sim;
@@ -40,6 +42,10 @@ async fn hosts(sim: &Sim, dht: &Dht, uids: &[&str]) -> Vec<Option<PeerId>> {
     found.into_iter().map(|hosted| hosted.map(|hosted| hosted.value)).collect()
 }
 
+fn announced_until(server: &Server) -> Vec<Option<f64>> {
+    server.status().experts.iter().map(|expert| expert.announced_until).collect()
+}
+
 #[test]
 fn a_ready_server_is_found_by_others_until_it_stops() {
     Sim::with_seed(1).run(|sim| async move {
@@ -47,6 +53,8 @@ fn a_ready_server_is_found_by_others_until_it_stops() {
         let second = node(&sim, 2, vec![first.local_peer()]);
         let server = server(&sim, &second, vec![Closures::echo().hosted("e.0"), Closures::echo().hosted("e.1")]).await;
         assert!(server.status().ready);
+        let (now, until) = (sim.clock().wall().0, announced_until(&server));
+        assert!(until.iter().all(|until| until.is_some_and(|until| until > now && until <= now + 60.0)), "{until:?}");
         assert_eq!(hosts(&sim, &first, &["e.0", "e.1"]).await, [Some(second.local_peer()); 2]);
         sim.advance(Duration::from_secs(300)).await;
         assert_eq!(
@@ -96,6 +104,7 @@ fn a_poisoned_expert_is_withdrawn_and_a_reloaded_one_comes_back() {
         assert!(task.answer().await.is_err());
         sim.advance(Duration::from_secs(5)).await;
         assert_eq!(hosts(&sim, &first, &["e.0", "e.1"]).await, [None, Some(second.local_peer())]);
+        assert!(matches!(announced_until(&server)[..], [None, Some(_)]));
         e.reload(snapshot, soon(&sim)).await.unwrap();
         sim.advance(Duration::from_secs(5)).await;
         assert_eq!(hosts(&sim, &first, &["e.0", "e.1"]).await, [Some(second.local_peer()); 2]);
@@ -110,11 +119,12 @@ fn places_of_other_peers_are_taken_and_our_own_are_free() {
         let _server = server(&sim, &second, vec![Closures::echo().hosted("e.0"), Closures::echo().hosted("e.2")]).await;
         let pattern: ExpertPattern = "e.[0:4]".parse().unwrap();
         let names = |uids: Vec<ExpertUid>| uids.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let chosen = choose_uids(&pattern, &[], 2, Some(&first), 5, soon(&sim)).await.unwrap();
+        let take = TakePlaces::AtRandom(5);
+        let chosen = choose_uids(&pattern, &[], 2, Some(&first), take, soon(&sim)).await.unwrap();
         assert_eq!(names(chosen), ["e.1", "e.3"]);
-        let ours = choose_uids(&pattern, &[], 4, Some(&second), 5, soon(&sim)).await.unwrap();
+        let ours = choose_uids(&pattern, &[], 4, Some(&second), take, soon(&sim)).await.unwrap();
         assert_eq!(names(ours), ["e.0", "e.1", "e.2", "e.3"]);
-        let full = choose_uids(&pattern, &[], 3, Some(&first), 5, soon(&sim)).await.unwrap_err();
+        let full = choose_uids(&pattern, &[], 3, Some(&first), take, soon(&sim)).await.unwrap_err();
         assert!(matches!(full, PlacementError::Taken { free: 2, wanted: 3, .. }), "{full}");
     });
 }

@@ -173,6 +173,7 @@ impl Net {
         NetStatus {
             peer_id: shared.local_peer.to_base58(),
             addresses: self.addresses().iter().map(Multiaddr::to_string).collect(),
+            connected: shared.connections.peers().iter().map(|peer| peer.to_base58()).collect(),
             connections,
             peers_known,
             peers_ours,

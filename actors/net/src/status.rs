@@ -11,6 +11,8 @@ pub struct NetStatus {
     pub peer_id: String,
     /// Addresses at which others reach us.
     pub addresses: Vec<String>,
+    /// Peers that are connected, in the order of their ids.
+    pub connected: Vec<String>,
     /// Live connections.
     pub connections: usize,
     /// Peers in the address book.

@@ -148,6 +148,13 @@ impl Connections {
         connections.fold((0, 0), |(n, streams), c| (n + 1, streams + MAX_OUTBOUND - c.slots.available_permits()))
     }
 
+    /// Peers that are connected, in the order of their ids.
+    pub(crate) fn peers(&self) -> Vec<PeerId> {
+        let mut peers: Vec<PeerId> = self.read().keys().copied().collect();
+        peers.sort_unstable();
+        peers
+    }
+
     /// Inbound substreams reset because a connection carried too many.
     pub(crate) fn refused_streams(&self) -> u64 {
         self.refused_streams.load(Ordering::Relaxed)

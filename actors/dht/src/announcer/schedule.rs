@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use skep_kernel::Moment;
+use skep_kernel::{Moment, WallTime};
 use skep_wire::ExpertUid;
 
 use crate::core::node::Outcome;
@@ -14,6 +14,8 @@ struct Entry {
     due: Moment,
     failures: u32,
     last: Outcome,
+    /// When the last record that was taken expires.
+    until: Option<WallTime>,
     /// The last announcement was good enough.
     settled: bool,
 }
@@ -34,7 +36,8 @@ impl Schedule {
     }
 
     pub fn add(&mut self, uid: ExpertUid, now: Moment) {
-        self.entries.entry(uid).or_insert(Entry { due: now, failures: 0, last: Outcome::default(), settled: false });
+        let new = Entry { due: now, failures: 0, last: Outcome::default(), until: None, settled: false };
+        self.entries.entry(uid).or_insert(new);
     }
 
     pub fn remove(&mut self, uid: &ExpertUid) -> bool {
@@ -68,13 +71,16 @@ impl Schedule {
         self.entries.iter().filter(|(_, entry)| entry.due <= soon).map(|(uid, _)| uid.clone()).collect()
     }
 
-    /// A batch was answered. Each record has to be held by another node, unless there is none.
-    pub fn announced(&mut self, outcomes: &BTreeMap<ExpertUid, Outcome>, alone: bool, now: Moment) {
+    /// A batch of records that expire at `until` was answered. Each has to be held by another node, unless there is none.
+    pub fn announced(&mut self, outcomes: &BTreeMap<ExpertUid, Outcome>, until: WallTime, alone: bool, now: Moment) {
         // Drawn once, so that what travelled together stays together.
         let next = now + self.period.mul_f64(self.random.random_range(0.9..1.0));
         for (uid, outcome) in outcomes {
             let Some(entry) = self.entries.get_mut(uid) else { continue };
             entry.last = *outcome;
+            if outcome.stored {
+                entry.until = Some(until);
+            }
             entry.settled = outcome.stored && (outcome.elsewhere || alone);
             if entry.settled {
                 entry.failures = 0;
@@ -91,6 +97,11 @@ impl Schedule {
         let backoff = FIRST_RETRY.saturating_mul(2u32.saturating_pow(entry.failures)).min(self.period / 2);
         entry.failures = entry.failures.saturating_add(1);
         entry.due = now + backoff.mul_f64(jitter);
+    }
+
+    /// When the last record of each expert that was taken expires.
+    pub fn until(&self) -> BTreeMap<ExpertUid, WallTime> {
+        self.entries.iter().filter_map(|(uid, entry)| Some((uid.clone(), entry.until?))).collect()
     }
 
     /// Experts in all, those stored, those stored elsewhere.

@@ -35,6 +35,7 @@ use super::{
     routing::RoutingTable,
     search::{Breadth, Search},
     storage::{Limits, Storage, WhenFull},
+    validate::Validators,
 };
 use crate::{DhtConfig, DhtId, Freshness, StoreItem, Stored, Timed};
 
@@ -144,6 +145,7 @@ pub(crate) struct Node {
     storage: Storage,
     cache: Cache,
     bans: Bans,
+    validators: Validators,
     next_id: u64,
     calls: BTreeMap<CallId, Pending>,
     searches: BTreeMap<u64, Running>,
@@ -188,6 +190,7 @@ impl Node {
             storage: Storage::new(WhenFull::Refuse, main),
             cache: Cache::new(cached, config.cache_refresh_before_expiry),
             bans,
+            validators: Validators::default(),
             next_id: 0,
             calls: BTreeMap::new(),
             searches: BTreeMap::new(),
@@ -200,6 +203,11 @@ impl Node {
             outputs: VecDeque::new(),
             config,
         }
+    }
+
+    /// Believes what these believe instead of the default ones.
+    pub fn with_validators(self, validators: Validators) -> Self {
+        Self { validators, ..self }
     }
 
     /// Takes in one event. Every output it causes is ready afterwards.

@@ -161,8 +161,22 @@ struct Draw {
     source: Source,
 }
 
+/// In which order free places are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TakePlaces {
+    /// At random by this seed; all of them in order when they fit exactly.
+    AtRandom(u64),
+    /// The first ones.
+    InOrder,
+}
+
 #[derive(Debug)]
 enum Source {
+    /// The next place that is not kept.
+    InOrder {
+        places: std::ops::Range<u64>,
+        kept: BTreeSet<u64>,
+    },
     /// Places left, drawn from the end.
     Shuffled(Vec<u64>),
     Random {
@@ -174,7 +188,12 @@ enum Source {
 
 impl Draw {
     /// Draws so many places in all, `kept` among them without being asked about.
-    fn new(pattern: ExpertPattern, kept: &[ExpertUid], wanted: usize, seed: u64) -> Result<Self, PlacementError> {
+    fn new(
+        pattern: ExpertPattern,
+        kept: &[ExpertUid],
+        wanted: usize,
+        take: TakePlaces,
+    ) -> Result<Self, PlacementError> {
         let places = pattern.places();
         if places < wanted as u64 {
             return Err(PlacementError::TooSmall { pattern: pattern.text, places, wanted });
@@ -183,14 +202,18 @@ impl Draw {
         if kept.len() > wanted {
             return Err(PlacementError::TooManyKept { pattern: pattern.text, found: kept.len(), wanted });
         }
-        let mut random = StdRng::seed_from_u64(seed);
-        let source = if places <= EXHAUSTIVE {
-            let mut order: Vec<u64> = (0..places).filter(|place| !kept.contains(place)).collect();
-            order.shuffle(&mut random);
-            Source::Shuffled(order)
-        } else {
-            let draws_left = (wanted - kept.len()).saturating_mul(DRAWS_PER_EXPERT);
-            Source::Random { random: Box::new(random), seen: kept.clone(), draws_left }
+        let source = match take {
+            TakePlaces::InOrder => Source::InOrder { places: 0..places, kept: kept.clone() },
+            TakePlaces::AtRandom(seed) if places <= EXHAUSTIVE => {
+                let mut order: Vec<u64> = (0..places).filter(|place| !kept.contains(place)).collect();
+                order.shuffle(&mut StdRng::seed_from_u64(seed));
+                Source::Shuffled(order)
+            }
+            TakePlaces::AtRandom(seed) => Source::Random {
+                random: Box::new(StdRng::seed_from_u64(seed)),
+                seen: kept.clone(),
+                draws_left: (wanted - kept.len()).saturating_mul(DRAWS_PER_EXPERT),
+            },
         };
         Ok(Self { pattern, wanted, free: kept, source })
     }
@@ -199,6 +222,7 @@ impl Draw {
     fn candidates(&mut self) -> Vec<u64> {
         let missing = (self.wanted - self.free.len()).min(LOOKUP_BATCH);
         match &mut self.source {
+            Source::InOrder { places, kept } => places.filter(|place| !kept.contains(place)).take(missing).collect(),
             Source::Shuffled(order) => order.split_off(order.len() - missing.min(order.len())),
             Source::Random { random, seen, draws_left } => {
                 let (places, mut drawn) = (self.pattern.places(), Vec::new());
@@ -224,9 +248,9 @@ impl Draw {
     }
 }
 
-/// Chooses `wanted` places of a pattern that no other peer announces, at random by `seed`; all of them in order when
-/// they fit exactly. Places announced by this very peer, before a restart say, count as free. Those of `kept` that the
-/// pattern names are chosen first, whoever announces them: they are experts that this server has checkpoints of.
+/// Chooses `wanted` places of a pattern that no other peer announces. Places announced by this very peer, before a
+/// restart say, count as free. Those of `kept` that the pattern names are chosen first, whoever announces them: they are
+/// experts that this server has checkpoints of.
 ///
 /// Two servers that choose at the same time may take the same place; the DHT then shows the later announcement.
 /// Dropping the future has no effect elsewhere.
@@ -235,10 +259,10 @@ pub async fn choose_uids(
     kept: &[ExpertUid],
     wanted: usize,
     dht: Option<&Dht>,
-    seed: u64,
+    take: TakePlaces,
     deadline: Deadline,
 ) -> Result<Vec<ExpertUid>, PlacementError> {
-    let mut draw = Draw::new(pattern.clone(), kept, wanted, seed)?;
+    let mut draw = Draw::new(pattern.clone(), kept, wanted, take)?;
     loop {
         let candidates = draw.candidates();
         if candidates.is_empty() {
@@ -265,7 +289,11 @@ mod tests {
     }
 
     fn choose(text: &str, wanted: usize, seed: u64, taken: &[&str]) -> Result<Vec<String>, PlacementError> {
-        let mut draw = Draw::new(pattern(text), &[], wanted, seed)?;
+        take(text, wanted, TakePlaces::AtRandom(seed), taken)
+    }
+
+    fn take(text: &str, wanted: usize, order: TakePlaces, taken: &[&str]) -> Result<Vec<String>, PlacementError> {
+        let mut draw = Draw::new(pattern(text), &[], wanted, order)?;
         loop {
             let candidates = draw.candidates();
             if candidates.is_empty() {
@@ -290,6 +318,12 @@ mod tests {
         assert_eq!(chosen.iter().collect::<BTreeSet<_>>().len(), 5);
         assert!(!chosen.iter().any(|uid| uid == "e.3" || uid == "e.4"));
         assert!((2..9).any(|seed| choose("e.[0:20]", 5, seed, &["e.3", "e.4"]).unwrap() != chosen));
+    }
+
+    #[test]
+    fn places_in_order_are_the_first_free_ones() {
+        let chosen = take("e.[0:1000000000000]", 4, TakePlaces::InOrder, &["e.0", "e.2", "e.3"]).unwrap();
+        assert_eq!(chosen, ["e.1", "e.4", "e.5", "e.6"]);
     }
 
     #[test]

@@ -52,7 +52,7 @@ impl Node {
             let shared = self.lookups.get(&key).and_then(|lookup| lookup.best.clone());
             let known = local.clone().or(shared).and_then(|best| best.valid_at(self.wall));
             match (freshness, known) {
-                (Freshness::Valid, Some(value)) => self.fill(waiter, Some(value)),
+                (Freshness::Valid, Some(value)) => self.fill(&key, waiter, Some(value)),
                 _ => self.wait_for(key, waiter, local, &mut unknown),
             }
         }
@@ -120,6 +120,7 @@ impl Node {
     fn on_value(&mut self, key: DhtId, source: Contact, value: Timed<Stored>) {
         let Some(value) = value.valid_at(self.wall) else { return };
         let Some(lookup) = self.lookups.get_mut(&key) else { return };
+        let Some(value) = self.validators.believed(key, value) else { return };
         let improved = match &mut lookup.best {
             Some(best) => best.merge(value),
             none => {
@@ -134,7 +135,7 @@ impl Node {
         let served: Vec<Waiter> =
             lookup.waiters.extract_if(.., |waiter| waiter.freshness == Freshness::Valid).collect();
         for waiter in served {
-            self.fill(waiter, best.clone());
+            self.fill(&key, waiter, best.clone());
             self.complete(waiter.ticket);
         }
     }
@@ -144,7 +145,7 @@ impl Node {
         let Some(lookup) = self.lookups.remove(key) else { return };
         let best = lookup.best.and_then(|best| best.valid_at(self.wall));
         for waiter in lookup.waiters {
-            self.fill(waiter, best.clone());
+            self.fill(key, waiter, best.clone());
             self.complete(waiter.ticket);
         }
         let (Some(best), Some(source)) = (best, lookup.source) else { return };
@@ -175,7 +176,8 @@ impl Node {
         }
     }
 
-    fn fill(&mut self, waiter: Waiter, value: Option<Timed<Stored>>) {
+    fn fill(&mut self, key: &DhtId, waiter: Waiter, value: Option<Timed<Stored>>) {
+        let value = value.map(|value| self.validators.stripped(*key, value));
         let Some(get) = self.gets.get_mut(&waiter.ticket) else { return };
         get.values[waiter.slot] = value;
         get.open -= 1;

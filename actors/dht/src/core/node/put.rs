@@ -23,6 +23,8 @@ pub(crate) struct Outcome {
 #[derive(Debug)]
 pub(super) struct Put {
     items: Vec<StoreItem>,
+    /// Items that are worth sending: what we would not believe ourselves is not stored anywhere.
+    believed: Vec<bool>,
     outcomes: Vec<Outcome>,
     /// Nodes that may still be asked, by key, nearest first.
     spares: BTreeMap<DhtId, VecDeque<Contact>>,
@@ -33,11 +35,15 @@ pub(super) struct Put {
 
 impl Node {
     pub(super) fn start_put(&mut self, ticket: Ticket, items: Vec<StoreItem>, deadline: Moment) {
+        let signed: Vec<Option<StoreItem>> = items.iter().map(|item| self.validators.sign_own(item.clone())).collect();
+        let believed = signed.iter().map(Option::is_some).collect();
+        let items: Vec<StoreItem> =
+            items.into_iter().zip(signed).map(|(item, signed)| signed.unwrap_or(item)).collect();
         let mut keys: Vec<DhtId> = items.iter().map(|item| item.key).collect();
         keys.sort_unstable();
         keys.dedup();
         let outcomes = vec![Outcome::default(); items.len()];
-        self.puts.insert(ticket, Put { items, outcomes, spares: BTreeMap::new(), active: 0, deadline });
+        self.puts.insert(ticket, Put { items, believed, outcomes, spares: BTreeMap::new(), active: 0, deadline });
         let per_call = keys.len().isqrt();
         let search = self.start_search(keys, per_call, For::Put(ticket));
         self.drive(search);
@@ -48,7 +54,7 @@ impl Node {
     pub(super) fn place(&mut self, ticket: Ticket, search: &Search) {
         let Some(put) = self.puts.get(&ticket) else { return };
         let mut by_key: BTreeMap<DhtId, Vec<usize>> = BTreeMap::new();
-        for (index, item) in put.items.iter().enumerate() {
+        for (index, item) in put.items.iter().enumerate().filter(|(index, _)| put.believed[*index]) {
             by_key.entry(item.key).or_default().push(index);
         }
         let mut spares = BTreeMap::new();

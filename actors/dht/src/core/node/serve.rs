@@ -8,6 +8,7 @@ use crate::{
     core::{
         message::{Content, Finding, Record, Request},
         record::canonical_subkey,
+        validate::{DhtRecord, MAX_COSTLY_STORES},
     },
 };
 
@@ -20,7 +21,10 @@ impl Node {
                 return self.on_ping(ticket, peer, sender.filter(|_| validate));
             }
             Ask::Find(keys) => Tell::Find(keys.iter().map(|key| self.find(key, sender)).collect()),
-            Ask::Store(records) => Tell::Store(records.iter().map(|record| self.take(record, peer)).collect()),
+            Ask::Store(records) => {
+                let mut costly = 0;
+                Tell::Store(records.into_iter().map(|record| self.take(record, peer, &mut costly)).collect())
+            }
         };
         self.meet_caller(sender, peer);
         self.reply(ticket, tell);
@@ -60,14 +64,32 @@ impl Node {
         Finding { value: self.peek_local(key), nearest: self.table.nearest(key, self.config.bucket_size, caller) }
     }
 
-    fn take(&mut self, record: &Record, peer: PeerId) -> bool {
+    /// Stores one record; `costly` counts those of the same call whose check took long.
+    fn take(&mut self, record: Record, peer: PeerId, costly: &mut usize) -> bool {
         let (now, key) = (self.wall, record.key);
+        let validators = &self.validators;
+        let mut believes = |record: &DhtRecord| {
+            *costly += usize::from(validators.is_costly(record));
+            *costly <= MAX_COSTLY_STORES && validators.validate(record)
+        };
         let storage = if record.in_cache { self.cache.records() } else { &mut self.storage };
-        match &record.content {
-            Content::Regular { value, expiration } => storage.store(now, key, value.clone(), *expiration, Some(peer)),
-            Content::Item { subkey, value, expiration } => canonical_subkey(subkey)
-                .is_some_and(|subkey| storage.store_item(now, key, subkey, value.clone(), *expiration, Some(peer))),
-            Content::Dictionary(items) => storage.store_dictionary(now, key, items, Some(peer)),
+        match record.content {
+            Content::Regular { value, expiration } => {
+                let record = DhtRecord::plain(key, value, expiration);
+                believes(&record) && storage.store(now, key, record.value, expiration, Some(peer))
+            }
+            Content::Item { subkey, value, expiration } => {
+                // What others will be told, so that a signature holds there, too.
+                let Some(subkey) = canonical_subkey(&subkey) else { return false };
+                let record = DhtRecord { key, subkey, value, expiration };
+                believes(&record) && storage.store_item(now, key, record.subkey, record.value, expiration, Some(peer))
+            }
+            Content::Dictionary(mut items) => {
+                let told = items.len();
+                items.retain(|subkey, item| believes(&DhtRecord::of_entry(key, subkey, item)));
+                // Every item that is valid is tried; hivemind refuses all for the sake of one.
+                storage.store_dictionary(now, key, &items, Some(peer)) && items.len() == told
+            }
         }
     }
 
