@@ -14,6 +14,12 @@ fn mistakes_on_the_command_line_name_the_thing_and_the_remedy() {
         (&["serve", "--expert_pattern", "e.[0:"], 2, &["e.[0:", "expert.[0:5]"]),
         (&["serve", "--expert_pattern", "e.[0:2]", "--num_experts", "3"], 2, &["num_experts", "names only 2", "widen"]),
         (&["serve", "--expert_uids", "e.0", "--device", "gpu"], 2, &["device", "\"gpu\"", "cuda:0"]),
+        (
+            &["serve", "--custom_module_path", "x.py"],
+            2,
+            &["x.py", "a Python file cannot be hosted", "TorchScript", "module ="],
+        ),
+        (&["dht", "get", "key"], 2, &["--peer"]),
         (&["serve", "--expert_uids", "e"], 2, &["expert_uids", "expert.3"]),
         (&["serf"], 2, &["serf", "serve"]),
         (&[], 2, &["Usage", "serve"]),
@@ -92,7 +98,7 @@ fn hiveminds_key_file_gives_hiveminds_peer_id() {
 
 #[test]
 fn every_command_shows_an_example_in_its_help_which_goes_to_stdout() {
-    let commands = "serve|dht|check|config|config print|identity|identity new|identity show|experts|call";
+    let commands = "serve|dht|dht get|dht store|dht keys|check|config|config print|identity|identity new|identity show|experts|call";
     for name in commands.split('|') {
         let help = skep(&[&name.split(' ').collect::<Vec<_>>()[..], &["--help"]].concat());
         let text = String::from_utf8_lossy(&help.stdout);

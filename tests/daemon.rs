@@ -43,6 +43,35 @@ fn a_second_server_joins_and_takes_uids_that_are_free() {
 }
 
 #[test]
+fn experts_that_are_only_counted_are_the_first_free_ones() {
+    let first = Daemon::start(&[&["serve", "--num_experts", "2"], FFN].concat());
+    let join = first.address();
+    first.says("expert.0: ffn");
+    first.says("expert.1: ffn");
+    let second = Daemon::start(&[&["serve", "--num_experts", "1", "--initial_peers", &join], FFN].concat());
+    second.says("expert.2: ffn");
+    second.address();
+}
+
+#[test]
+fn a_dht_node_reports_what_it_holds() {
+    let node = Daemon::start(&["dht", "--refresh_period", "0.3", "--use_auto_relay"]);
+    node.says("--use_auto_relay has no effect here");
+    let address = node.address();
+    let alone = node.says("nodes in the routing table");
+    assert!(alone.contains("nodes=1 ") && alone.contains("records=0 "), "{alone}");
+    let _other = Daemon::start(&[&["serve", "--expert_uids", "r.0", "--initial_peers", &address], FFN].concat());
+    let mut report = node.says("nodes in the routing table");
+    for _ in 0..200 {
+        if report.contains("nodes=2 ") && report.contains("records=2 ") {
+            return;
+        }
+        report = node.says("nodes in the routing table");
+    }
+    panic!("{report}");
+}
+
+#[test]
 fn a_bootstrap_that_is_down_is_named_and_joined_once_it_is_up() {
     let key = temporary("bootstrap.key");
     let key = key.to_str().expect("a UTF-8 path");
@@ -103,9 +132,9 @@ fn it_can_be_ended_while_its_bootstrap_is_down() {
 
 #[test]
 fn options_that_do_nothing_here_are_accepted_and_say_so() {
-    let options = ["--num_handlers", "4", "--increase_file_limit", "--no_relay"];
+    let options = ["--num_handlers", "4", "--increase_file_limit", "--no_relay", "--use_auto_relay"];
     let server = Daemon::start(&[&["serve", "--expert_uids", "old.0"], FFN, &options].concat());
-    for option in ["--num_handlers", "--increase_file_limit", "--no_relay"] {
+    for option in ["--num_handlers", "--increase_file_limit", "--no_relay", "--use_auto_relay"] {
         server.says(&format!("{option} has no effect here"));
     }
     server.address();

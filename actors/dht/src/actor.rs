@@ -224,14 +224,11 @@ impl DhtActor {
     fn publish(&mut self) {
         let counts = self.node.counts();
         let (join, banned) = (self.node.join_state(), self.shared.bans.banned(self.shared.clock.now()).len());
-        let rejoined = self.shared.join.send_if_modified(|shown| {
-            let changed = shown != join;
-            if changed {
-                tell(shown, join);
-                *shown = join.clone();
-            }
-            changed
-        });
+        let before = self.shared.join.borrow().clone();
+        let rejoined = before != *join;
+        if rejoined {
+            self.shared.join.send_replace(join.clone());
+        }
         self.shared.status.send_modify(|status| {
             if rejoined {
                 status.joined = join.joined;
@@ -247,6 +244,10 @@ impl DhtActor {
             status.calls = counts.calls;
             status.commands = counts.commands;
         });
+        // Last, so that whoever reads the log finds the status to say the same.
+        if rejoined {
+            tell(&before, join);
+        }
     }
 
     fn finish(&mut self, ctx: &mut Context<Self>) {
