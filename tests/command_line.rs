@@ -136,3 +136,35 @@ fn a_check_says_in_sentences_what_a_configuration_means() {
     }
     assert!(checked.status.success() && checked.stderr.is_empty(), "{checked:?}");
 }
+
+#[test]
+fn what_scripts_read_is_json_on_request() {
+    let printed = |args: &[&str]| -> serde_json::Value {
+        let output = skep(args);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{args:?}: {error}: {output:?}"))
+    };
+    let checked = printed(&["check", "--json", "--expert_uids", "e.0"]);
+    assert_eq!(checked["valid"], true);
+    assert!(checked["means"].as_array().expect("sentences").iter().any(|line| line == "starts a network of its own"));
+    let wrong = printed(&["check", "--json", "--expert_cls", "fnn"]);
+    assert_eq!(wrong["valid"], false);
+    assert!(wrong["error"].as_str().is_some_and(|error| error.contains("\"fnn\"")), "{wrong}");
+    assert_eq!(skep(&["check", "--json", "--expert_cls", "fnn"]).status.code(), Some(2));
+
+    let config = printed(&["config", "print", "--json", "--expert_uids", "e.0", "--update_period", "7"]);
+    assert_eq!(
+        (&config["server"]["update_period"], &config["experts"][0]["expert_uids"][0]),
+        (&7.0.into(), &"e.0".into())
+    );
+    let origins = printed(&["config", "print", "--json", "--origin", "--expert_uids", "e.0"]);
+    assert_eq!(origins["experts"][0]["expert_uids"]["origin"], "command line");
+    assert_eq!(origins["dht"]["num_replicas"], serde_json::json!({"value": 5, "origin": "default"}));
+
+    let path = temporary("json.key");
+    let text = path.to_str().expect("a UTF-8 path");
+    let made = printed(&["identity", "new", text, "--type", "rsa", "--json"]);
+    assert_eq!(made, printed(&["identity", "show", text, "--json"]));
+    assert!(made["peer_id"].as_str().is_some_and(|id| id.starts_with("Qm")) && made["type"] == "rsa", "{made}");
+    assert!(made["record_owner"].as_str().is_some_and(|owner| owner.starts_with("[owner:ssh-rsa ")), "{made}");
+    fs::remove_file(path).expect("it was made");
+}
