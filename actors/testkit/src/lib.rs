@@ -7,6 +7,7 @@
 mod backend;
 mod client;
 mod clock;
+pub mod conformance;
 mod dht_node;
 mod disk;
 mod hive;
