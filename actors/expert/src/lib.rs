@@ -9,6 +9,7 @@ mod batch;
 mod checkpoint;
 mod checkpointer;
 mod config;
+mod device;
 mod executor;
 mod expert;
 mod handle;
@@ -25,6 +26,7 @@ pub use checkpoint::{
     StoreError,
 };
 pub use config::{ConfigError, ServerConfig};
+pub use device::{Cpu, Device, Lane, Outcome};
 pub use executor::Cost;
 pub use expert::ExpertState;
 pub use handle::{Accepted, ExpertHandle, ExpertStatus};

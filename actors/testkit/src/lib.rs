@@ -8,6 +8,7 @@ mod backend;
 mod client;
 mod clock;
 pub mod conformance;
+mod device;
 mod dht_node;
 mod disk;
 mod hive;
@@ -31,6 +32,7 @@ mod world;
 
 pub use backend::{Recorded, Recording, ScriptedBackend};
 pub use client::{Clients, SimClient};
+pub use device::{Copied, ScriptedDevice, Span, Work};
 pub use dht_node::SimDht;
 pub use disk::SimDisk;
 pub use hive::Hive;
@@ -45,3 +47,8 @@ pub use run::Setup;
 pub use servers::{Servers, SimServer};
 pub use sim::Sim;
 pub use trace::{Event, Happening, Trace};
+
+/// The examples of docs/testing.md are compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/testing.md")]
+pub struct TestingPage;

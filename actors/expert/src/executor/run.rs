@@ -10,6 +10,7 @@ use tracing::{debug, error};
 use crate::{
     BackendError, Batch, Kind,
     batch::{check_results, join, split},
+    device::run_on_cpu,
     expert::{Control, Counters, Expert, ExpertState, Slot},
     task::Task,
 };
@@ -225,12 +226,7 @@ fn try_batch(expert: &Expert, slot: &mut Slot, kind: Kind, tasks: &[Task]) -> Re
 }
 
 fn call_backend(slot: &mut Slot, kind: Kind, batch: &Batch) -> Result<Vec<HostTensor>, Failure> {
-    let backend = &mut slot.backend;
-    let called = match kind {
-        Kind::Forward => backend.forward(batch),
-        Kind::Backward => backend.backward(batch),
-    };
-    called.map_err(|error| match error {
+    run_on_cpu(kind, batch.clone(), &mut **slot.backend).map_err(|error| match error {
         BackendError::Invalid(text) => Failure::BeforeStep(ServeError::Invalid(text)),
         BackendError::Failed(text) => Failure::BeforeStep(ServeError::Internal(text)),
         torn @ BackendError::Torn(_) => Failure::Torn(torn.to_string()),
