@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Prints calls per second, megabytes per second (both directions together) and percentiles of one call's time, with one
-//! call at a time and with 64. `--noise` leaves TLS out, `--hivemind` the native wire.
+//! call at a time and with 64, and the processor time of a call in both processes together, which other work on the
+//! machine hardly changes. `--noise` leaves TLS out, `--hivemind` the native wire.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},
@@ -105,11 +106,14 @@ fn measure(options: &Options, arguments: &[String]) -> Result<(), Failure> {
     for in_flight in [1, 64] {
         // The first calls make the connection and warm up.
         run(&clock, peer, in_flight, Duration::from_millis(300), &call)?;
+        let before = processor_time(server.0.id());
         let times = run(&clock, peer, in_flight, Duration::from_secs_f64(options.seconds), &call)?;
+        let busy = processor_time(server.0.id()).zip(before).map(|(after, before)| after - before);
+        let busy = busy.map_or("?".to_owned(), |seconds| format!("{:.0}", seconds * 1e6 / times.len() as f64));
         let rate = times.len() as f64 / options.seconds;
         let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_nanos() as f64 / 1000.0;
         println!(
-            "{:>8} bytes, {in_flight:>2} in flight: {rate:>8.0} calls/s, {:>7.1} MB/s, p50 {:.0} µs, p99 {:.0} µs, p99.9 {:.0} µs",
+            "{:>8} bytes, {in_flight:>2} in flight: {rate:>8.0} calls/s, {:>7.1} MB/s, p50 {:.0} µs, p99 {:.0} µs, p99.9 {:.0} µs, processor {busy} µs a call",
             options.bytes,
             rate * 2e-6 * options.bytes as f64,
             at(0.5),
@@ -120,6 +124,17 @@ fn measure(options: &Options, arguments: &[String]) -> Result<(), Failure> {
     let status = net.status();
     println!("{} of {} calls on the native wire", status.calls_out_native, status.calls_out);
     Ok(())
+}
+
+/// Seconds that this process and another one have kept a processor busy. Linux only.
+fn processor_time(other: u32) -> Option<f64> {
+    let of = |process: String| {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        // Behind the command's name: the 12th and 13th field are user and system time in hundredths.
+        let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
+        Some(fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?)
+    };
+    Some((of("self".to_owned())? + of(other.to_string())?) / 100.0)
 }
 
 /// The sorted times of calls made for so long, always as many at once.

@@ -9,6 +9,7 @@ mod alarm;
 mod caller;
 mod convert;
 mod lane;
+mod linger;
 mod link;
 mod servant;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use libp2p::StreamProtocol;
 use skep_wire::frame::{FrameError, native::PROTOCOL};
 
 pub(crate) use caller::Caller;
+pub(crate) use linger::Linger;
 pub(crate) use link::{Link, Native};
 pub(crate) use servant::Servant;
 

@@ -10,6 +10,7 @@ use std::{io, net::Ipv4Addr, sync::Arc};
 use futures::{
     AsyncRead, AsyncWrite, FutureExt as _,
     future::{BoxFuture, Either},
+    io::{BufReader, BufWriter},
 };
 use futures_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use libp2p::{
@@ -118,7 +119,17 @@ impl UpgradeInfo for Security {
     }
 }
 
-type Secured<C> = Either<TlsStream<C>, noise::Output<C>>;
+/// Above TLS: header and body of a muxer's frame, up to 16 KiB, become one record and one system call.
+const WRITE_BUFFER: usize = 32 << 10;
+/// Below TLS, which reads 4 KiB at a time.
+const READ_BUFFER: usize = 32 << 10;
+
+type Tls13<C> = BufWriter<TlsStream<BufReader<C>>>;
+type Secured<C> = Either<Tls13<C>, noise::Output<C>>;
+
+fn write_buffered<C: AsyncRead + AsyncWrite + Unpin>(stream: TlsStream<BufReader<C>>) -> Tls13<C> {
+    BufWriter::with_capacity(WRITE_BUFFER, stream)
+}
 
 impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> InboundConnectionUpgrade<C> for Security {
     type Output = (PeerId, Secured<C>);
@@ -128,9 +139,10 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> InboundConnectionUpgrad
     fn upgrade_inbound(self, socket: C, name: &'static str) -> Self::Future {
         async move {
             if name == TLS {
-                let stream = TlsAcceptor::from(self.tls()?.server).accept(socket).await?;
+                let stream =
+                    TlsAcceptor::from(self.tls()?.server).accept(BufReader::with_capacity(READ_BUFFER, socket)).await?;
                 let peer = peer_of(stream.get_ref().1.peer_certificates())?;
-                return Ok((peer, Either::Left(stream.into())));
+                return Ok((peer, Either::Left(write_buffered(stream.into()))));
             }
             let (peer, stream) = self.noise.upgrade_inbound(socket, name).await.map_err(io::Error::other)?;
             Ok((peer, Either::Right(stream)))
@@ -149,9 +161,11 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> OutboundConnectionUpgra
             if name == TLS {
                 // Names mean nothing here: the certificate proves a peer id.
                 let nobody = ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into());
-                let stream = TlsConnector::from(self.tls()?.client).connect(nobody, socket).await?;
+                let stream = TlsConnector::from(self.tls()?.client)
+                    .connect(nobody, BufReader::with_capacity(READ_BUFFER, socket))
+                    .await?;
                 let peer = peer_of(stream.get_ref().1.peer_certificates())?;
-                return Ok((peer, Either::Left(stream.into())));
+                return Ok((peer, Either::Left(write_buffered(stream.into()))));
             }
             let (peer, stream) = self.noise.upgrade_outbound(socket, name).await.map_err(io::Error::other)?;
             Ok((peer, Either::Right(stream)))
@@ -302,7 +316,9 @@ mod tests {
         let listen = Security::new(listener, true).unwrap().upgrade_inbound(other, name);
         let ((seen_by_dialler, stream), (seen_by_listener, _listening)) = futures::try_join!(dial, listen).unwrap();
         let suite = match &stream {
-            Either::Left(tls) => tls.get_ref().1.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite())),
+            Either::Left(tls) => {
+                tls.get_ref().get_ref().1.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite()))
+            }
             Either::Right(_) => None,
         };
         (seen_by_dialler, seen_by_listener, suite)

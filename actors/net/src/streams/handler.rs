@@ -30,7 +30,7 @@ use tracing::{debug, warn};
 
 use super::{Accepted, Connection, InboundSlot, MAX_OUTBOUND, Open, OpenError, Shared};
 use crate::{
-    native_link::{Caller, NATIVE, Native, Servant},
+    native_link::{Caller, Linger, NATIVE, Native, Servant},
     slashless::PREFIX,
 };
 
@@ -64,10 +64,26 @@ pub(crate) struct Handlers(Arc<[(StreamProtocol, Purpose)]>);
 
 impl UpgradeInfo for Handlers {
     type Info = StreamProtocol;
-    type InfoIter = std::vec::IntoIter<StreamProtocol>;
+    type InfoIter = Names;
 
-    fn protocol_info(&self) -> Self::InfoIter {
-        self.0.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>().into_iter()
+    fn protocol_info(&self) -> Names {
+        Names { handlers: self.0.clone(), next: 0 }
+    }
+}
+
+/// The names. The swarm reads them each time it polls a connection, so they are not put into a list of their own.
+pub(crate) struct Names {
+    handlers: Arc<[(StreamProtocol, Purpose)]>,
+    next: usize,
+}
+
+impl Iterator for Names {
+    type Item = StreamProtocol;
+
+    fn next(&mut self) -> Option<StreamProtocol> {
+        let (name, _) = self.handlers.get(self.next)?;
+        self.next += 1;
+        Some(name.clone())
     }
 }
 
@@ -102,6 +118,7 @@ pub(crate) struct Handler {
     offered: Option<(u64, Arc<[(StreamProtocol, Purpose)]>)>,
     caller: Option<Caller<Stream>>,
     servant: Option<Servant<Stream>>,
+    linger: Option<Linger>,
 }
 
 impl Handler {
@@ -117,7 +134,8 @@ impl Handler {
             None => (None, None),
         };
         let servant = shared.native.iter().find(|node| node.serves).map(|node| Servant::new(node.clone(), peer));
-        let handler = Self { peer, shared, requests, inbound: Arc::default(), offered: None, caller, servant };
+        let linger = shared.native.as_ref().map(|node| Linger::new(node.server.clock.clone()));
+        let handler = Self { peer, shared, requests, inbound: Arc::default(), offered: None, caller, servant, linger };
         (handler, Connection { id, relayed, opens, slots, native })
     }
 
@@ -179,7 +197,7 @@ impl ConnectionHandler for Handler {
     }
 
     fn connection_keep_alive(&self) -> bool {
-        self.caller.as_ref().is_some_and(Caller::is_busy) || self.servant.as_ref().is_some_and(Servant::is_busy)
+        self.linger.as_ref().is_some_and(Linger::is_used)
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<Handlers, Asked, Infallible>> {
@@ -205,6 +223,11 @@ impl ConnectionHandler for Handler {
         }
         if let Some(servant) = &mut self.servant {
             servant.poll(cx);
+        }
+        // Before the caller's turn, which may end this: a call that has just come makes the connection used.
+        if let Some(linger) = &mut self.linger {
+            let is_calling = self.caller.as_ref().is_some_and(Caller::is_busy);
+            linger.poll(cx, is_calling || self.servant.as_ref().is_some_and(Servant::is_busy));
         }
         if let Some(caller) = &mut self.caller
             && let Poll::Ready(lane) = caller.poll(cx)
