@@ -15,6 +15,7 @@ from pathlib import Path
 
 import hivemind
 import torch
+from hivemind.moe.server.checkpoints import store_experts
 from hivemind.moe.server.layers import name_to_block, name_to_input
 from hivemind.moe.server.module_backend import ModuleBackend
 from hivemind.proto.runtime_pb2 import CompressionType
@@ -38,10 +39,11 @@ def main():
     parser.add_argument("--optimizer", choices=(*OPTIMIZERS, "none"), default="sgd")
     parser.add_argument("--groups", type=Path, help="JSON: the sections [[experts]] of skep's configuration")
     parser.add_argument("--checkpoint_dir", type=Path)
+    parser.add_argument("--copy_first_checkpoint", type=Path, help="where to keep the state before any training")
     parser.add_argument("--update_period", type=float, default=30)
     parser.add_argument("--expiration", type=float)
     options = vars(parser.parse_args())
-    command, groups = options.pop("command"), options.pop("groups")
+    command, groups, first = (options.pop(name) for name in ("command", "groups", "copy_first_checkpoint"))
     node = {key: options[key] for key in ("initial_peers", "host_maddrs", "identity_path")}
 
     stop = threading.Event()
@@ -60,16 +62,29 @@ def main():
             optimizer = optimizer_of(options.pop("optimizer"))
             server = hivemind.Server.create(**options, optim_cls=optimizer, num_handlers=2, start=True)
         dht, shutdown = server.dht, server.shutdown
+        if first is not None:
+            store_experts(server.module_backends, first)
         wait_announced(dht, list(server.module_backends))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     for address in dht.get_visible_maddrs():
         print(address, flush=True)
     stop.wait()
+    if command == "serve" and options["checkpoint_dir"] is not None:
+        store_experts(server.module_backends, options["checkpoint_dir"])
     shutdown()
 
 
-def backends(expert_uids, expert_cls="ffn", hidden_dim=1024, dropout=None, compression="NONE", optimizer="sgd", **numbers):
+def backends(
+    expert_uids,
+    expert_cls="ffn",
+    hidden_dim=1024,
+    dropout=None,
+    compression="NONE",
+    optimizer="sgd",
+    seed=None,
+    **numbers,
+):
     """Experts of one group, as `Server.create` makes them."""
     codec = CompressionType.Value(compression)
     sample = name_to_input[expert_cls](1, hidden_dim)
@@ -82,6 +97,8 @@ def backends(expert_uids, expert_cls="ffn", hidden_dim=1024, dropout=None, compr
     make_optimizer = optimizer_of(optimizer, **numbers)
     made = {}
     for uid in expert_uids:
+        if seed is not None:
+            torch.manual_seed(seed)
         module = name_to_block[expert_cls](hidden_dim)
         if dropout is not None:
             set_dropout(module, dropout)

@@ -117,15 +117,18 @@ class Hosts:
 
     def groups(self, kind, groups, *arguments, **options):
         """A server of kind "skep" or "hivemind" that hosts groups of experts, described by skep's keys."""
+        flag = {"skep": "--config", "hivemind": "--groups"}[kind]
+        return getattr(self, kind)("serve", flag, self.describe(kind, groups), *arguments, **options)
+
+    def describe(self, kind, groups):
+        """The file that tells a server of this kind which groups of experts to host."""
+        file = self.folder / f"groups-{len(self.made)}.{kind}"
         if kind == "hivemind":
-            file, text = self.folder / f"groups-{len(self.made)}.json", json.dumps(groups)
-            flag = "--groups"
+            file.write_text(json.dumps(groups))
         else:
-            file, flag = self.folder / f"groups-{len(self.made)}.toml", "--config"
             sections = ["\n".join(f"{key} = {json.dumps(value)}" for key, value in group.items()) for group in groups]
-            text = "".join(f"[[experts]]\n{section}\n" for section in sections)
-        file.write_text(text)
-        return getattr(self, kind)("serve", flag, file, *arguments, **options)
+            file.write_text("".join(f"[[experts]]\n{section}\n" for section in sections))
+        return file
 
     def _start(self, program, arguments, options):
         log = self.folder / f"{pathlib.Path(program[-1]).stem}-{len(self.made)}.log"

@@ -1,0 +1,185 @@
+"""Random graphs of experts, trained for two steps by both clients on both servers from the same weights: all four must end
+with the same weights.
+
+SKEP_INTEROP_GRAPHS says how many graphs; SKEP_INTEROP_SEED where they begin.
+"""
+
+import dataclasses
+import os
+import random
+import signal
+import zlib
+
+import hivemind
+import pytest
+import torch
+
+import hosts
+from calls import experts
+from rust_client import RustClient
+
+pytestmark = pytest.mark.needs_skep
+
+FIRST = int(os.environ.get("SKEP_INTEROP_SEED", "0"))
+GRAPHS = range(FIRST, FIRST + int(os.environ.get("SKEP_INTEROP_GRAPHS", "30")))
+# A hivemind server needs two processes for every expert.
+GRAPHS_AT_ONCE = 30
+STEPS = 2
+CLIENTS = ("rust", "python")
+# How far weights may be apart, by codec. Both clients encode the same bits, except where sums of floats decide them.
+TOLERANCES = {"NONE": 1e-5, "FLOAT16": 1e-5, "MEANSTD_16BIT": 1e-4}
+ADAM = {"optimizer": "adam", "eps": 1e-3}
+
+
+@dataclasses.dataclass
+class Graph:
+    seed: int
+    width: int
+    rows: int
+    classes: list  # one by layer, or those of a grid
+    k: int  # experts a row in a mixture; 0 for a chain
+    codec: str
+    optimizer: dict
+
+    def uid(self, client, index):
+        return f"graph{self.seed}{client}.{index}"
+
+    def groups(self, client):
+        """Sections [[experts]]; the same seed for both clients, so that both begin with the same weights."""
+        common = {"hidden_dim": self.width, "compression": self.codec, **self.optimizer}
+        for index, name in enumerate(self.classes):
+            quiet = {"dropout": 0.0} if name == "transformer" else {}
+            yield {
+                **common,
+                **quiet,
+                "expert_cls": name,
+                "expert_uids": [self.uid(client, index)],
+                "seed": self.seed * 100 + index,
+            }
+
+    def inputs(self, step):
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {step}".encode()))
+        shape = (self.rows, 5, self.width) if self.classes[0] == "transformer" else (self.rows, self.width)
+        inputs, grad = [torch.randn(shape, generator=generator)], torch.randn(shape, generator=generator)
+        if self.classes[0] == "transformer":
+            inputs.append(torch.arange(5).expand(self.rows, 5) > 3)
+        if self.classes[0] == "det_dropout":
+            inputs.append(torch.randint(0, 2, shape, generator=generator))
+        return inputs, grad
+
+    def gate(self):
+        torch.manual_seed(self.seed)
+        return torch.nn.Linear(self.width, len(self.classes))
+
+
+def graph(seed):
+    rng = random.Random(seed)
+    kind = rng.choice(["chain", "chain", "transformer", "mixture"])
+    if kind == "transformer":
+        classes = ["transformer"]
+    elif kind == "mixture":
+        classes = ["ffn"] * 3
+    else:
+        classes = [rng.choice(["ffn", "ffn", "det_dropout"]), *rng.choices(["ffn", "nop"], k=rng.randrange(2))]
+    return Graph(
+        seed=seed,
+        width=16 * rng.randint(1, 4),
+        # In Python every row of a mixture is a training step of its own; with one row there is nothing to tell apart.
+        rows=1 if kind == "mixture" else rng.randint(1, 9),
+        classes=classes,
+        k=rng.randint(1, 3) if kind == "mixture" else 0,
+        codec=rng.choice(list(TOLERANCES)),
+        optimizer=rng.choice([{"optimizer": "sgd", "learning_rate": 0.05}, {**ADAM, "learning_rate": 0.01}]),
+    )
+
+
+def train_by_rust(rust, graph):
+    for step in range(STEPS):
+        inputs, grad = graph.inputs(step)
+        if graph.k:
+            grid = rust.grid(f"graph{graph.seed}rust.", (3,), graph.k, graph.gate())
+            layers = [{"moe": grid}]
+        else:
+            layers = [{"expert": graph.uid("rust", index)} for index in range(len(graph.classes))]
+        rust.forward_backward(layers, inputs, grad)
+
+
+def train_by_python(dht, graph):
+    if graph.k:
+        layer = hivemind.RemoteMixtureOfExperts(
+            in_features=graph.width, uid_prefix=f"graph{graph.seed}python.", grid_size=(3,), dht=dht, k_best=graph.k
+        )
+        layer.proj = graph.gate()
+        layers = [layer]
+    else:
+        layers = experts(dht, *(graph.uid("python", index) for index in range(len(graph.classes))))
+    for step in range(STEPS):
+        inputs, grad = graph.inputs(step)
+        out = layers[0](*inputs)
+        for layer in layers[1:]:
+            out = layer(out)
+        out.backward(grad)
+
+
+def train_and_stop(host, folder, join, graphs):
+    rust = RustClient(folder, host.address)
+    try:
+        for each in graphs:
+            train_by_rust(rust, each)
+    finally:
+        rust.end()
+    dht = join(host.address)
+    for each in graphs:
+        train_by_python(dht, each)
+    host.signal(signal.SIGTERM)
+    assert host.process.wait(timeout=60) == 0, host.errors()
+
+
+def weights(folder, uid):
+    return torch.load(folder / uid / "checkpoint_last.pt", weights_only=True)["module"]
+
+
+@pytest.fixture(scope="module")
+def trained(session_hosts, join, tmp_path_factory):
+    """Folders of checkpoints in hivemind's format: where all began, and where each server's experts ended."""
+    folder = tmp_path_factory.mktemp("graphs")
+
+    def run(graphs):
+        groups = [group for each in graphs for client in CLIENTS for group in each.groups(client)]
+        here = folder / str(graphs[0].seed)
+        begun, ended, ours, exported = (here / name for name in ("begun", "hivemind", "skep", "exported"))
+        for each in (begun, ended):
+            each.mkdir(parents=True)
+        flags = ("--checkpoint_dir", ended, "--copy_first_checkpoint", begun, "--update_period", 1000)
+        theirs = session_hosts.groups("hivemind", groups, *flags, ready_within=300)
+        train_and_stop(theirs, here / "rust with hivemind", join, graphs)
+
+        config = session_hosts.describe("skep", groups)
+        taken = hosts.run_skep("checkpoint", "import", begun, ours, "--config", config)
+        assert taken.returncode == 0, taken.stderr
+        mine = session_hosts.skep("serve", "--config", config, "--checkpoint_dir", ours)
+        train_and_stop(mine, here / "rust with skep", join, graphs)
+        given = hosts.run_skep("checkpoint", "export", ours, exported)
+        assert given.returncode == 0, given.stderr
+        return begun, ended, exported
+
+    return run
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("first", GRAPHS[::GRAPHS_AT_ONCE])
+def test_both_clients_train_experts_on_both_servers_to_the_same_weights(trained, first):
+    graphs = [graph(seed) for seed in range(first, min(first + GRAPHS_AT_ONCE, GRAPHS.stop))]
+    begun, by_hivemind, by_skep = trained(graphs)
+    moved = 0
+    for each in graphs:
+        for index in range(len(each.classes)):
+            ends = [
+                weights(folder, each.uid(client, index)) for folder in (by_hivemind, by_skep) for client in CLIENTS
+            ]
+            for name, start in weights(begun, each.uid("rust", index)).items():
+                moved += not torch.equal(start, ends[0][name])
+                for end in ends[1:]:
+                    apart = (end[name] - ends[0][name]).abs().max().item() if start.numel() else 0.0
+                    assert apart <= TOLERANCES[each.codec], (each, index, name, apart)
+    assert moved > len(graphs), "hardly any weight was trained"
