@@ -354,7 +354,7 @@ mod tests {
         assert!(check(&junk, &[]).is_err());
         let (certificate, _) = certificate::generate(&keypair(KeyKind::Ed25519)).unwrap();
         check(&certificate, &[]).unwrap();
-        assert!(check(&certificate, &[certificate.clone()]).is_err());
+        assert!(check(&certificate, std::slice::from_ref(&certificate)).is_err());
         let mut torn = certificate.to_vec();
         let end = torn.len() - 1;
         torn[end] ^= 1;

@@ -60,8 +60,8 @@ impl Open {
 /// The link's two streams.
 enum Lanes<S> {
     None,
-    Opening { calls: Option<Lane<S, ()>>, bulk: Option<Lane<S, ()>> },
-    Open { link: Arc<Link>, lanes: Box<[Lane<S, ()>; 2]> },
+    Opening { calls: Option<Box<Lane<S, ()>>>, bulk: Option<Box<Lane<S, ()>>> },
+    Open { link: Arc<Link>, lanes: [Box<Lane<S, ()>>; 2] },
 }
 
 /// The calling side of one connection.
@@ -118,7 +118,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
     /// A stream of the link was opened.
     pub(crate) fn opened(&mut self, which: native::Lane, stream: S) {
         let Lanes::Opening { calls, bulk } = &mut self.lanes else { return };
-        let mut lane = Lane::new(stream);
+        let mut lane = Box::new(Lane::new(stream));
         lane.writer.control(&Header::Hello { lane: which }).expect("a greeting is small");
         match which {
             native::Lane::Calls => *calls = Some(lane),
@@ -128,7 +128,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
             && let (Some(calls), Some(bulk)) = (calls.take(), bulk.take())
         {
             let link = Link::new(self.peer);
-            self.lanes = Lanes::Open { link: link.clone(), lanes: Box::new([calls, bulk]) };
+            self.lanes = Lanes::Open { link: link.clone(), lanes: [calls, bulk] };
             self.node.server.book.with(|book| book.vouch(self.peer));
             self.tell(Native::Ready(link));
         }

@@ -51,7 +51,11 @@ mod tests {
         let mut linger = Linger::new(clock.clone());
         let mut at = async |seconds: u64, is_busy: bool| {
             clock.sleep_until(Moment::START + Duration::from_secs(seconds)).await;
-            poll_fn(|cx| Poll::Ready(linger.poll(cx, is_busy))).await;
+            poll_fn(|cx| {
+                linger.poll(cx, is_busy);
+                Poll::Ready(())
+            })
+            .await;
             linger.is_used()
         };
         assert!(!at(0, false).await);

@@ -59,8 +59,11 @@ fn protocol(method: Method, framing: Framing) -> Option<StreamProtocol> {
     names.iter().find(|(key, _)| *key == (method, framing)).map(|(_, name)| name.clone())
 }
 
+/// Names, and what a substream under each is for.
+type Offer = [(StreamProtocol, Purpose)];
+
 /// Negotiates one of several names; the result is the raw substream.
-pub(crate) struct Handlers(Arc<[(StreamProtocol, Purpose)]>);
+pub(crate) struct Handlers(Arc<Offer>);
 
 impl UpgradeInfo for Handlers {
     type Info = StreamProtocol;
@@ -73,7 +76,7 @@ impl UpgradeInfo for Handlers {
 
 /// The names. The swarm reads them each time it polls a connection, so they are not put into a list of their own.
 pub(crate) struct Names {
-    handlers: Arc<[(StreamProtocol, Purpose)]>,
+    handlers: Arc<Offer>,
     next: usize,
 }
 
@@ -115,7 +118,7 @@ pub(crate) struct Handler {
     requests: mpsc::Receiver<Open>,
     inbound: Arc<AtomicUsize>,
     /// What we offer, and the version of the routes from which that follows.
-    offered: Option<(u64, Arc<[(StreamProtocol, Purpose)]>)>,
+    offered: Option<(u64, Arc<Offer>)>,
     caller: Option<Caller<Stream>>,
     servant: Option<Servant<Stream>>,
     linger: Option<Linger>,
@@ -140,7 +143,7 @@ impl Handler {
     }
 
     /// hivemind's names of all methods that have a route, and our wire if one of them travels on it.
-    fn offer(&self) -> Arc<[(StreamProtocol, Purpose)]> {
+    fn offer(&self) -> Arc<Offer> {
         let methods = self.shared.router.as_ref().map(Router::methods).unwrap_or_default();
         let is_native = self.servant.is_some() && methods.iter().any(|method| method.is_native());
         let forms = methods.into_iter().flat_map(|method| [(method, Framing::Unary), (method, Framing::Stream)]);
