@@ -67,6 +67,7 @@ pub fn server(config: &Config) -> Result<RuntimeBuilder, Error> {
     server.max_batch_size = config.server.max_batch_size;
     server.max_wait = Duration::from_secs_f64(config.server.max_wait);
     server.executors = config.server.executors;
+    server.executor_niceness = config.server.executor_niceness;
     server.check_finite = config.server.check_finite;
     server.mailbox_rows = config.limits.mailbox_rows;
     server.mailbox_bytes = config.limits.mailbox_bytes;

@@ -3,42 +3,42 @@
 //! `cargo run --release --example hardship -- --calls 100000 --kills 100`
 //!
 //! Starts a bootstrap node and four servers (the real `skep` command): two healthy ones, one whose experts take long, and
-//! one that is killed by SIGKILL and started again with the same identity, over and over. Clients in this process make
-//! calls with deadlines between 50 ms and 5 s, as many at once as it takes to keep the machine busy. Prints JSON.
+//! one that is killed by SIGKILL and started again with the same identity, over and over. Clients in this process, tasks
+//! and blocking threads, make calls with deadlines between 50 ms and 5 s, as many at once as it takes to keep the machine
+//! busy. Timers beside them show how late the machine itself is. Prints JSON; fails if a call hung, if one ended later
+//! than 50 ms after its deadline, or if the time limit (`--minutes`, 10) ended the run.
 #![allow(clippy::disallowed_methods, reason = "it watches other processes, in real time")]
 
 #[path = "../demo/hive.rs"]
 mod hive;
+mod load;
+mod machine;
+mod tally;
 
 use std::{
-    collections::BTreeMap,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::Duration,
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
 };
 
 use hive::Process;
-use rand::{Rng, SeedableRng};
+use load::Run;
 use serde_json::json;
-use skep::{
-    Client, RemoteExpert, Runtime,
-    kernel::{Clock, Deadline},
-    rpc::RpcError,
-    wire::{ExpertUid, HostTensor},
-};
+use skep::{Client, RemoteExpert, Runtime, wire::ExpertUid};
+use tally::Tally;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const CALLS_AT_ONCE: u64 = 192;
-const DEADLINES_MS: std::ops::Range<u64> = 50..5000;
-/// A call that ends later than this after its deadline counts as late.
-const LATE: Duration = Duration::from_millis(50);
+/// Callers that are tasks, callers that are threads, and timers.
+const TASKS: usize = 176;
+const THREADS: usize = 16;
+const TIMERS: usize = 8;
+/// After the last call was begun: the longest deadline, and what a call that hangs is given.
+const LAST_CALLS: Duration = Duration::from_secs(20);
 
 fn main() -> Result<()> {
     let (calls, kills) = (argument("--calls", 100_000)?, argument("--kills", 100)?);
+    let limit = Instant::now() + Duration::from_secs(60 * argument("--minutes", 10)?);
     let out = Path::new("demo-out/hardship");
     std::fs::create_dir_all(out)?;
     let skep = hive::skep_binary()?;
@@ -63,31 +63,50 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let client = Runtime::client([bootstrap.address.clone()])?;
     let experts = runtime.block_on(find_all(client.as_ref()))?;
-    let run = Arc::new(Run {
-        client: client.as_ref().clone(),
-        experts,
-        left: AtomicU64::new(calls),
-        over: AtomicBool::new(false),
-    });
-    let workers: Vec<_> = (0..CALLS_AT_ONCE).map(|seed| runtime.spawn(work(run.clone(), seed))).collect();
+    let run = Arc::new(Run::new(client.as_ref().clone(), experts, calls));
+    let (ended, ends) = mpsc::sync_channel(TASKS + THREADS + TIMERS);
+    for seed in 0..TASKS as u64 {
+        runtime.spawn(load::tell(ended.clone(), load::call_by_call(run.clone(), seed)));
+    }
+    for seed in 0..TIMERS as u64 {
+        runtime.spawn(load::tell(ended.clone(), load::timer(run.clone(), seed)));
+    }
+    for seed in 0..THREADS as u64 {
+        let (run, ended) = (run.clone(), ended.clone());
+        let work = move || ended.send(load::call_by_call_and_wait(&run, seed));
+        std::thread::Builder::new().name(format!("caller-{seed}")).spawn(work)?;
+    }
+    let (busy, began) = (machine::busy_seconds(), Instant::now());
+
     let mut killed = 0;
-    while killed < kills && run.left.load(Ordering::Relaxed) > 0 {
+    while killed < kills && Instant::now() < limit {
         victim.kill()?;
         killed += 1;
         victim = dying()?;
     }
-    // Killing may outlast the calls that were asked for: then the workers go on until the last kill.
-    run.over.store(true, Ordering::Relaxed);
-    let mut tally = Tally::default();
-    for worker in workers {
-        tally.add(runtime.block_on(worker)?);
+    // Killing may outlast the calls that were asked for, or the other way round.
+    while run.calls_left() > 0 && Instant::now() < limit {
+        std::thread::sleep(Duration::from_millis(50));
     }
-    println!("{:#}", tally.report(killed));
+    let in_time = Instant::now() < limit;
+    run.end();
+    let threads = machine::threads();
+    let (seconds, busy) = (began.elapsed().as_secs_f64(), machine::busy_seconds() - busy);
+    let (tally, missing) = collect(&ends);
+    let mut report = tally.report(missing);
+    report["kills"] = killed.into();
+    report["machine"] = json!({ "seconds": seconds, "busy_cores": busy / seconds, "threads_of_the_client": threads });
+    println!("{report:#}");
     drop(client);
     for process in healthy.into_iter().chain([slow, victim, bootstrap]) {
         process.stop()?;
     }
-    if tally.late > 0 { Err(format!("{} calls ended late", tally.late).into()) } else { Ok(()) }
+    match () {
+        () if missing > 0 || tally.hung > 0 => Err(format!("{} calls hung", tally.hung + missing as u64).into()),
+        () if !in_time => Err("the time limit ended the run".into()),
+        () if tally.late > 0 => Err(format!("{} calls ended late", tally.late).into()),
+        () => Ok(()),
+    }
 }
 
 fn argument(name: &str, default: u64) -> Result<u64> {
@@ -95,15 +114,6 @@ fn argument(name: &str, default: u64) -> Result<u64> {
         Some(value) => Ok(value.parse()?),
         None => Ok(default),
     }
-}
-
-struct Run {
-    client: Client,
-    experts: Vec<RemoteExpert>,
-    /// Calls that are still to be made.
-    left: AtomicU64,
-    /// Whether workers may end once no call is left.
-    over: AtomicBool,
 }
 
 async fn find_all(client: &Client) -> Result<Vec<RemoteExpert>> {
@@ -118,85 +128,17 @@ async fn find_all(client: &Client) -> Result<Vec<RemoteExpert>> {
     Ok(experts)
 }
 
-/// Makes one call after the other.
-async fn work(run: Arc<Run>, seed: u64) -> Tally {
-    let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+/// What the callers saw, and how many of them did not come back: their calls hang.
+fn collect(ends: &mpsc::Receiver<Tally>) -> (Tally, usize) {
+    let patience = Instant::now() + LAST_CALLS;
     let mut tally = Tally::default();
-    loop {
-        let counted = run.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
-        if counted.is_err() && run.over.load(Ordering::Relaxed) {
-            return tally;
+    let mut missing = TASKS + THREADS + TIMERS;
+    while missing > 0 {
+        match ends.recv_timeout(patience.saturating_duration_since(Instant::now())) {
+            Ok(one) => tally.add(one),
+            Err(_) => break,
         }
-        let expert = &run.experts[random.random_range(0..run.experts.len())];
-        let width = expert.info().flat_inputs()[0].size[1].unwrap_or(1);
-        let rows = random.random_range(1..16);
-        let input = HostTensor::from_f32([rows, width], &vec![0.5; rows * width]).expect("rows × width values");
-        let wait = Duration::from_millis(random.random_range(DEADLINES_MS));
-        let clock: &dyn Clock = &*run.client.clock;
-        let deadline = Deadline::after(clock.now(), wait);
-        let outcome = if random.random_bool(0.5) {
-            expert.forward(vec![input], deadline).await
-        } else {
-            expert.backward(vec![input.clone()], vec![input], deadline).await
-        };
-        tally.count(clock.now().since(deadline.moment()), outcome);
+        missing -= 1;
     }
-}
-
-/// How calls ended.
-#[derive(Default)]
-struct Tally {
-    /// Time from the deadline to the end, zero for calls that ended before it; in microseconds.
-    lateness: Vec<u64>,
-    outcomes: BTreeMap<&'static str, u64>,
-    late: u64,
-    late_by_outcome: BTreeMap<&'static str, u64>,
-}
-
-impl Tally {
-    fn count(&mut self, lateness: Duration, outcome: std::result::Result<Vec<HostTensor>, RpcError>) {
-        let name = match outcome {
-            Ok(_) => "answered",
-            Err(RpcError::Deadline { .. }) => "deadline",
-            Err(RpcError::Unreachable { .. }) => "unreachable",
-            Err(RpcError::Remote { .. }) => "remote error",
-            Err(RpcError::Refused { .. }) => "refused",
-            Err(RpcError::Malformed { .. }) => "malformed",
-            Err(RpcError::Cancelled) => "cancelled",
-            Err(_) => "other error",
-        };
-        *self.outcomes.entry(name).or_default() += 1;
-        if lateness > LATE {
-            self.late += 1;
-            *self.late_by_outcome.entry(name).or_default() += 1;
-        }
-        self.lateness.push(u64::try_from(lateness.as_micros()).unwrap_or(u64::MAX));
-    }
-
-    fn add(&mut self, other: Tally) {
-        self.lateness.extend(other.lateness);
-        for (name, count) in other.outcomes {
-            *self.outcomes.entry(name).or_default() += count;
-        }
-        self.late += other.late;
-        for (name, count) in other.late_by_outcome {
-            *self.late_by_outcome.entry(name).or_default() += count;
-        }
-    }
-
-    fn report(&mut self, killed: u64) -> serde_json::Value {
-        self.lateness.sort_unstable();
-        let at = |share: f64| {
-            let last = self.lateness.len().saturating_sub(1);
-            self.lateness.get((share * last as f64) as usize).map_or(0.0, |&us| us as f64 / 1000.0)
-        };
-        json!({
-            "calls": self.lateness.len(),
-            "outcomes": self.outcomes,
-            "kills": killed,
-            "after_deadline_ms": { "p50": at(0.5), "p99.9": at(0.999), "max": at(1.0) },
-            "later_than_50_ms": self.late,
-            "late_by_outcome": self.late_by_outcome,
-        })
-    }
+    (tally, missing)
 }

@@ -94,6 +94,8 @@ pub struct Server {
     pub max_wait: f64,
     /// Executor threads per device; 0 is one per core.
     pub executors: usize,
+    /// How much nicer executors are than the other threads, in steps of nice(1), 0 to 19. Linux only.
+    pub executor_niceness: u8,
     /// Seconds between announcements in the DHT.
     pub update_period: f64,
     /// Seconds for which an announcement holds; by default twice `update_period`.
@@ -117,6 +119,7 @@ impl Default for Server {
             max_batch_size: 16384,
             max_wait: 0.05,
             executors: 0,
+            executor_niceness: 5,
             update_period: 30.0,
             expiration: None,
             check_finite: false,

@@ -23,6 +23,9 @@ pub struct ServerConfig {
     pub mailbox_bytes: usize,
     /// Threads that run experts; 0 stands for one per core.
     pub executors: usize,
+    /// How much nicer executors are than the process's other threads, in steps of nice(1), 0 to 19: so a machine whose
+    /// cores all compute still answers its peers in time. Linux only.
+    pub executor_niceness: u8,
     /// How long a call may take at the most, in seconds. Callers on hivemind's wire name no deadline and wait so long
     /// for room and answer.
     #[serde(with = "seconds")]
@@ -49,6 +52,7 @@ impl Default for ServerConfig {
             mailbox_rows: 0,
             mailbox_bytes: 256 << 20,
             executors: 0,
+            executor_niceness: 5,
             legacy_deadline: Duration::from_secs(300),
             check_finite: false,
             remembered_requests: 65_536,
@@ -87,6 +91,9 @@ impl ServerConfig {
                 self.mailbox_rows.to_string(),
                 "a whole batch must fit: at least max_batch_size",
             );
+        }
+        if self.executor_niceness > 19 {
+            return fail("executor_niceness", self.executor_niceness.to_string(), "nice(1) knows 0 to 19");
         }
         if self.legacy_deadline.is_zero() {
             return fail("legacy_deadline", "0".into(), "no call could be answered");
@@ -151,5 +158,7 @@ mod tests {
         assert_eq!(above.validate().unwrap_err().key, "min_batch_size");
         let narrow = ServerConfig { mailbox_rows: 7, max_batch_size: 8, ..Default::default() };
         assert_eq!(narrow.validate().unwrap_err().key, "mailbox_rows");
+        let nice = ServerConfig { executor_niceness: 20, ..Default::default() };
+        assert_eq!(nice.validate().unwrap_err().key, "executor_niceness");
     }
 }

@@ -1,6 +1,7 @@
 //! Executors: threads that own experts one batch at a time. A batch is what queued up while they were busy.
 
 mod inline;
+mod niceness;
 mod queue;
 mod run;
 
@@ -24,6 +25,7 @@ use crate::{
     expert::Expert,
     task::{InFlight, Ticket},
 };
+use niceness::stand_behind;
 use queue::{ReadyQueue, Work};
 use run::{Errand, Next};
 
@@ -61,14 +63,14 @@ impl ExecutorGroup {
         }))
     }
 
-    /// Starts `n` threads `skep-exec-<device>-<i>`.
-    pub fn threads(clock: SharedClock, device: &str, n: usize) -> std::io::Result<Self> {
+    /// Starts `n` threads `skep-exec-<device>-<i>`, so many steps nicer than the process.
+    pub fn threads(clock: SharedClock, device: &str, n: usize, niceness: u8) -> std::io::Result<Self> {
         let group = Self::new(clock);
         for i in 0..n.max(1) {
             let (queue, clock, ticket) = (group.0.queue.clone(), group.0.clock.clone(), group.0.running.enter());
             let started = thread::Builder::new()
                 .name(format!("skep-exec-{device}-{i}"))
-                .spawn(move || serve(&queue, &clock, ticket));
+                .spawn(move || serve(&queue, &clock, niceness, ticket));
             match started {
                 Ok(thread) => group.0.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread),
                 Err(error) => {
@@ -131,8 +133,9 @@ impl ExecutorGroup {
 }
 
 /// An executor thread's life.
-fn serve(queue: &ReadyQueue, clock: &SharedClock, ticket: Ticket) {
+fn serve(queue: &ReadyQueue, clock: &SharedClock, niceness: u8, ticket: Ticket) {
     mark_runtime_thread();
+    stand_behind(niceness);
     loop {
         match queue.wait(&**clock) {
             Work::Expert(expert) => {

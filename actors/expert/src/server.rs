@@ -140,7 +140,8 @@ impl Server {
         }
         let group = |name, n| match &executors {
             Executors::Threads => {
-                ExecutorGroup::threads(clock.clone(), name, n).map_err(|error| ServerError::Threads(error.to_string()))
+                let group = ExecutorGroup::threads(clock.clone(), name, n, config.executor_niceness);
+                group.map_err(|error| ServerError::Threads(error.to_string()))
             }
             Executors::Inline { cost } => Ok(ExecutorGroup::inline(clock.clone(), &spawner, n, cost.clone())),
         };

@@ -68,6 +68,24 @@ fn a_panicking_expert_does_not_take_its_thread_along() {
     });
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn executors_stand_behind_the_threads_that_answer_calls() {
+    use rustix::process::getpriority_process;
+    run(|parts, clock| async move {
+        let soon = |n| Deadline::after(clock.now(), Duration::from_secs(n));
+        let own = getpriority_process(None).unwrap();
+        let parts = ServerParts { config: ServerConfig { executor_niceness: 3, ..parts.config }, ..parts };
+        let telling = Closures::echo().on_forward(|_| Ok(vec![rows(1, 1, getpriority_process(None).unwrap() as f32)]));
+        let server = Server::new(parts, vec![telling.hosted("e.0")]).unwrap();
+        server.ready(soon(60)).await.unwrap();
+        let asked = expert(&server, "e.0").submit(Kind::Forward, vec![rows(1, 1, 0.0)], soon(60)).unwrap();
+        assert_eq!(asked.answer().await.unwrap(), [rows(1, 1, (own + 3).min(19) as f32)]);
+        assert_eq!(getpriority_process(None).unwrap(), own, "nobody else's changes");
+        server.stop(soon(60)).await.unwrap();
+    });
+}
+
 #[test]
 fn a_backend_that_panics_when_dropped_does_not_take_its_thread_along() {
     struct Fragile;
