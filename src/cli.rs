@@ -128,12 +128,16 @@ fn report(failure: Failure) -> ExitCode {
             if let Some(help) = error.help() {
                 eprintln!("  help: {help}");
             }
-            ExitCode::from(match error {
-                Error::Escalated { .. } => 70,
-                error if error.is_transient() => 75,
-                _ => 1,
-            })
+            ExitCode::from(exit_code(&error))
         }
+    }
+}
+
+fn exit_code(error: &Error) -> u8 {
+    match error {
+        Error::Escalated { .. } => 70,
+        error if error.is_transient() => 75,
+        _ => 1,
     }
 }
 
@@ -159,6 +163,13 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_part_that_supervision_gave_up_ends_the_process_with_70() {
+        assert_eq!(exit_code(&Error::Escalated { part: "dht".into(), reason: "Panicked".into() }), 70);
+        let waiting = Error::NotReady { waited: Default::default(), waiting_for: "the DHT".into() };
+        assert_eq!((exit_code(&waiting), exit_code(&Error::Invalid("x".into()))), (75, 1));
     }
 
     #[test]

@@ -1,4 +1,6 @@
 //! The `skep` command.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 use std::process::ExitCode;
 

@@ -47,6 +47,19 @@ pub(crate) struct Shared {
     stopping: AtomicBool,
 }
 
+impl Shared {
+    fn failure(&self) -> Option<Error> {
+        let hosting = self.hosting.borrow().clone();
+        let escalation = match hosting {
+            Hosting::Failed(reason) => return Some(Error::Invalid(reason)),
+            Hosting::Running(server) => server.escalation(),
+            _ => None,
+        };
+        let escalation = escalation.or_else(|| self.guardian.status().escalation)?;
+        Some(Error::Escalated { part: escalation.child, reason: format!("{:?}", escalation.exit) })
+    }
+}
+
 /// A node of the network: it carries calls, keeps its part of the DHT, and hosts experts if told so.
 ///
 /// Its threads are its own: one for the network, one for actors, one per executor. Methods may be called from any other
@@ -115,7 +128,7 @@ impl Runtime {
     }
 
     /// Waits until the network is joined and every hosted expert is built and announced. Blocks; [`Error::NotReady`]
-    /// says what is missing, and the runtime goes on trying.
+    /// says what is missing, and the runtime goes on trying. A [`failure`](Self::failure) is told at once.
     pub fn ready(&self, wait: Duration) -> Result<(), Error> {
         let deadline = self.shared.client.deadline(wait);
         // The inner deadline fires first, so that its error, which names the step, is the one that is seen.
@@ -161,6 +174,9 @@ impl Runtime {
 
 /// Completes once everything is ready; on the deadline names the step that is not.
 async fn ready(shared: Arc<Shared>, waited: Duration, deadline: Deadline) -> Result<(), Error> {
+    if let Some(failure) = shared.failure() {
+        return Err(failure);
+    }
     let not_ready = |waiting_for: String| Error::NotReady { waited, waiting_for };
     let client = &shared.client;
     client.dht.joined(deadline).await.map_err(|error| not_ready(error.to_string()))?;
@@ -180,5 +196,31 @@ async fn ready(shared: Arc<Shared>, waited: Duration, deadline: Deadline) -> Res
             skep_expert::ServerError::NotReady(step) => not_ready(step),
             other => Error::Server(other),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use skep_kernel::{ChildSpec, Restart, Started};
+
+    use super::*;
+
+    #[test]
+    fn a_part_that_ends_once_too_often_makes_the_runtime_fail_and_not_ready() {
+        let runtime = Runtime::builder().start().unwrap();
+        let soon = Duration::from_secs(60);
+        assert!(runtime.ready(soon).is_ok() && runtime.failure().is_none());
+        let guardian = runtime.shared.guardian.clone();
+        let crashing = async move {
+            // Each tombstone is dropped by the panic: the part ended.
+            let crash = |_tombstone| -> Started { panic!("told to") };
+            guardian.supervise(ChildSpec::new("crashing", Restart::Permanent), crash).await.unwrap();
+            guardian.escalated().await.unwrap();
+            Ok(())
+        };
+        runtime.block(runtime.shared.client.deadline(soon), crashing).unwrap();
+        for failure in [runtime.failure(), runtime.ready(soon).err()] {
+            assert!(matches!(&failure, Some(Error::Escalated { part, .. }) if part == "crashing"), "{failure:?}");
+        }
     }
 }

@@ -119,6 +119,22 @@ fn options_are_written_with_dashes_or_underscores() {
 }
 
 #[test]
+fn several_addresses_follow_one_option() {
+    let (listen, announce) =
+        (["/ip4/127.0.0.1/tcp/31337", "/ip6/::1/tcp/31337"], ["/ip4/203.0.113.7/tcp/1", "/dns4/bee.example/tcp/1"]);
+    let args = [&["config", "print", "--host_maddrs"][..], &listen, &["--announce_maddrs"], &announce].concat();
+    let printed = skep(&args);
+    let text = String::from_utf8_lossy(&printed.stdout);
+    let config: toml_edit::DocumentMut = text.parse().expect("a configuration");
+    let list = |key: &str| -> Vec<String> {
+        let values = config["node"][key].as_array().expect("a list").iter();
+        values.map(|value| value.as_str().expect("a text").to_owned()).collect()
+    };
+    assert_eq!(list("host_maddrs"), listen);
+    assert_eq!(list("announce_maddrs"), announce);
+}
+
+#[test]
 fn a_check_says_in_sentences_what_a_configuration_means() {
     let args =
         ["check", "--host_maddrs", "/ip4/0.0.0.0/tcp/31337", "--expert_pattern", "e.[0:5]", "--num_experts", "3"];

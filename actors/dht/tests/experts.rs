@@ -2,8 +2,9 @@
 
 mod common;
 
+use bytes::Bytes;
 use common::*;
-use skep_dht::{Freshness, ListLimits};
+use skep_dht::{DhtId, Freshness, ListLimits, StoreItem};
 use skep_testkit::Sim;
 
 #[test]
@@ -87,6 +88,32 @@ fn withdrawn_experts_vanish_at_once_and_others_stay() {
         assert_eq!(table[&prefix("e.1.")][&2].0, uid("e.1.2.3"), "the entry passes to the expert that remains");
         assert_eq!(table[&prefix("e.1.")].keys().copied().collect::<Vec<_>>(), [2, 7]);
         assert_eq!(table[&prefix("e.1.2.")].keys().copied().collect::<Vec<_>>(), [3]);
+    });
+}
+
+#[test]
+fn hiveminds_marks_for_nothing_here_are_read_as_nothing() {
+    Sim::with_seed(7).run(|sim| async move {
+        let members = members(&sim, 4).await;
+        let until = sim.clock().wall() + 60.0;
+        members[1].declare_experts(uids(&["e.1.2", "flat.3"]), until, within(&sim, 10)).await.unwrap();
+        // What its beam search stores when it finds no successors: {-1: None}. -1 is also the place of "flat.3" itself.
+        let mark = |prefix: &str, expiration| StoreItem {
+            key: DhtId::of_text(prefix),
+            subkey: Some(Bytes::from_static(b"\xff")),
+            value: Bytes::from_static(b"\xc0"),
+            expiration,
+        };
+        let marks = vec![mark("e.1.", until), mark("e.9.", until), mark("flat.3.", until + -30.0)];
+        let stored = members[2].store_many(marks, within(&sim, 10)).await.unwrap();
+        assert_eq!(stored, [true, true, false], "an earlier mark does not replace an expert");
+        let prefixes = vec![prefix("e.1."), prefix("e.9."), prefix("flat.3.")];
+        let table = members[3].successors(prefixes, within(&sim, 10)).await.unwrap();
+        assert_eq!(table[&prefix("e.1.")].keys().copied().collect::<Vec<_>>(), [2]);
+        assert!(table[&prefix("e.9.")].is_empty());
+        assert_eq!(table[&prefix("flat.3.")][&3], (uid("flat.3"), members[1].local_peer()));
+        let listed = members[3].experts_under(&prefix("e.9."), ListLimits::default(), within(&sim, 30)).await.unwrap();
+        assert_eq!(listed, []);
     });
 }
 

@@ -169,6 +169,27 @@ fn an_empty_grid_says_so() {
 }
 
 #[test]
+fn what_is_missing_is_remembered_here_for_a_while_and_never_stored() {
+    Sim::with_seed(12).run(|sim| async move {
+        let hive = sim.servers(3).experts(["m.0"]).start().await;
+        let moe = Mixture::new(&sim.client(&hive).await, MoeConfig::grid("other.", [2]).k_best(1)).unwrap();
+        let counted = || (sim.network().delivered(Method::Find), sim.network().delivered(Method::Store));
+        let forward = || async { moe.forward(vec![rows(1)], descending(1, &[2])).await.unwrap_err() };
+        let before = counted();
+        forward().await;
+        let (asked, stored) = counted();
+        assert!(asked > before.0);
+        assert_eq!(stored, before.1, "no mark of ours keeps others from seeing what comes");
+        forward().await;
+        assert_eq!(counted().0, asked, "known for a while");
+        sim.advance(millis(3000)).await;
+        let again = counted().0;
+        forward().await;
+        assert!(counted().0 > again, "and asked again soon");
+    });
+}
+
+#[test]
 fn fan_outs_at_once_do_not_wait_for_each_other() {
     Sim::with_seed(9).run(|sim| async move {
         let hive = sim.servers(4).grid("m.", &[2, 2]).costing(millis(20)).start().await;

@@ -280,6 +280,21 @@ async fn shutdown_answers_what_is_being_served_and_lets_nothing_new_in() {
 }
 
 #[tokio::test]
+async fn a_shutdown_ends_at_its_deadline_though_a_call_never_does() {
+    let never = Never::default();
+    let (server, client) = (Node::serving(never.clone()), Node::client());
+    client.knows(&server);
+    let call = tokio::spawn(client.call(server.peer(), Method::Forward, tensors(&[1])));
+    eventually("the call is served", || never.began.load(Ordering::SeqCst) == 1).await;
+    let start = server.clock.now();
+    server.net.shutdown(server.within(Duration::from_millis(300))).await;
+    assert!((300..3000).contains(&server.clock.now().since(start).as_millis()));
+    let cut_off = call.await.unwrap();
+    assert!(matches!(cut_off, Err(RpcError::Unreachable { step: Step::Exchange, .. })), "{cut_off:?}");
+    assert_eq!(never.dropped.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
 async fn many_peers_at_once_all_get_their_own_answers() {
     let server = Node::serving(function(|inbound| Ok(message(&inbound.peer.to_bytes()))));
     let clients: Vec<_> = (0..20).map(|_| Node::client()).collect();

@@ -71,6 +71,18 @@ fn the_balancing_loss_moves_the_gate_away_from_what_is_used_most() {
 }
 
 #[test]
+fn a_two_dimensional_input_stays_as_it_is_and_may_be_a_leaf_that_requires_grad() {
+    let case = &vectors("switch_mixture")["cases"][0];
+    let (_vs, layer, _) = layer(case, |config| config.jitter_eps = 0.5);
+    let x = tensor(&case["steps"][0]["x"]).set_requires_grad(true);
+    assert_eq!(x.dim(), 2);
+    let before = x.detach().copy();
+    let (y, _) = layer.forward(&x).unwrap();
+    y.sum(Kind::Float).backward();
+    assert!(x.equal(&before) && x.grad().defined());
+}
+
+#[test]
 fn without_training_nothing_is_random_and_utilization_stays() {
     let case = &vectors("switch_mixture")["cases"][0];
     let (_vs, layer, _) = layer(case, |config| (config.jitter_eps, config.grid_dropout) = (0.5, 0.1));
