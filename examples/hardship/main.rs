@@ -101,12 +101,17 @@ fn main() -> Result<()> {
     for process in healthy.into_iter().chain([slow, victim, bootstrap]) {
         process.stop()?;
     }
-    match () {
-        () if missing > 0 || tally.hung > 0 => Err(format!("{} calls hung", tally.hung + missing as u64).into()),
-        () if !in_time => Err("the time limit ended the run".into()),
-        () if tally.late > 0 => Err(format!("{} calls ended late", tally.late).into()),
-        () => Ok(()),
+    let hung = tally.hung + missing as u64;
+    if hung > 0 {
+        return Err(format!("{hung} calls hung").into());
     }
+    if !in_time {
+        return Err("the time limit ended the run".into());
+    }
+    if tally.late > 0 {
+        return Err(format!("{} calls ended late", tally.late).into());
+    }
+    Ok(())
 }
 
 fn argument(name: &str, default: u64) -> Result<u64> {
