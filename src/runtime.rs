@@ -47,19 +47,6 @@ pub(crate) struct Shared {
     stopping: AtomicBool,
 }
 
-impl Shared {
-    fn failure(&self) -> Option<Error> {
-        let hosting = self.hosting.borrow().clone();
-        let escalation = match hosting {
-            Hosting::Failed(reason) => return Some(Error::Invalid(reason)),
-            Hosting::Running(server) => server.escalation(),
-            _ => None,
-        };
-        let escalation = escalation.or_else(|| self.guardian.status().escalation)?;
-        Some(Error::Escalated { part: escalation.child, reason: format!("{:?}", escalation.exit) })
-    }
-}
-
 /// A node of the network: it carries calls, keeps its part of the DHT, and hosts experts if told so.
 ///
 /// Its threads are its own: one for the network, one for actors, one per executor. Methods may be called from any other
