@@ -25,6 +25,8 @@ use crate::{
 const STOP_WITHIN: Duration = Duration::from_millis(3800);
 /// How often a node that is not ready yet looks for a signal.
 const LOOK: Duration = Duration::from_millis(200);
+/// Seconds between words about what a node that is not ready yet waits for.
+const PROGRESS: f64 = 5.0;
 
 /// A node without experts.
 pub fn node(config: &Config) -> Result<RuntimeBuilder, Error> {
@@ -168,9 +170,13 @@ pub fn run(builder: RuntimeBuilder, config: &Config, signal: &Receiver<()>) -> R
 
 /// Waits for as long as it takes; `false` when a signal came first.
 fn become_ready(runtime: &Runtime, signal: &Receiver<()>) -> Result<bool, Error> {
+    let mut progress = Every::new(Some(PROGRESS), runtime.now());
     loop {
         match runtime.ready(LOOK) {
             Ok(()) => return Ok(true),
+            Err(Error::NotReady { waiting_for, .. }) if progress.is_due(runtime.now()) => {
+                tracing::info!("not ready yet: {waiting_for}");
+            }
             Err(Error::NotReady { .. }) => {}
             Err(error) => return Err(error),
         }

@@ -1,5 +1,6 @@
 //! Nodes talking to each other without actors: every call is carried out at once, or fails if its callee is down.
 
+mod believing;
 mod reunion;
 
 use std::{
