@@ -53,7 +53,8 @@ pub fn node(config: &Config) -> Result<RuntimeBuilder, Error> {
     dht.max_records = config.limits.dht_records;
     dht.max_record_bytes = config.limits.dht_bytes;
     if config.node.host_maddrs.iter().any(|address| !is_loopback(address)) && config.node.allow_peers.is_none() {
-        tracing::warn!("listening beyond loopback: whoever reaches these addresses can train the experts here");
+        let risk = if config.experts.is_empty() { "store records" } else { "train the experts" };
+        tracing::warn!("listening beyond loopback: whoever reaches these addresses can {risk} here");
     }
     Ok(builder)
 }

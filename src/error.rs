@@ -106,6 +106,9 @@ impl Error {
                 "nodes refuse what does not expire later than what is there, and entries that another key owns"
                     .to_owned()
             }
+            Error::Identity(IdentityError::Format { .. }) => {
+                "give a file that skep or hivemind wrote, or make one: skep identity new FILE".to_owned()
+            }
             Error::NotReady { .. } => {
                 "check that the peer's address ends in its current /p2p/ id and that it is running; try again"
                     .to_owned()
@@ -115,7 +118,7 @@ impl Error {
             }
             Error::Rpc(RpcError::Deadline { .. }) => "the server may be overloaded; try a longer --timeout".to_owned(),
             Error::System { what, source }
-                if source.kind() == std::io::ErrorKind::AddrInUse && what.contains("http") =>
+                if source.kind() == std::io::ErrorKind::AddrInUse && what.starts_with("http.listen") =>
             {
                 "another program has this port; give another one in http.listen, or port 0 for a free one".to_owned()
             }

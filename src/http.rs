@@ -34,8 +34,7 @@ pub(crate) struct StatusPage {
 
 /// Takes the port, so that one that is taken is told before a node starts.
 pub(crate) fn bind(config: &Http) -> Result<TcpListener, Error> {
-    TcpListener::bind(config.listen)
-        .map_err(|source| system(format!("http.listen: cannot listen on {}", config.listen))(source))
+    TcpListener::bind(config.listen).map_err(system(format!("http.listen: cannot listen on {}", config.listen)))
 }
 
 /// Serves until the page is dropped.

@@ -9,6 +9,10 @@ use common::*;
 #[test]
 fn mistakes_on_the_command_line_name_the_thing_and_the_remedy() {
     let absent = format!("/ip4/127.0.0.1/tcp/1/p2p/{}", skep_id());
+    let bad_key = temporary("bad.key");
+    fs::write(&bad_key, "no key").expect("the temporary folder can be written");
+    fs::set_permissions(&bad_key, fs::Permissions::from_mode(0o400)).expect("it is ours");
+    let bad_key = bad_key.to_str().expect("a UTF-8 path");
     for (args, code, parts) in [
         (&["serve"][..], 2, &["nothing to host", "--expert_pattern"][..]),
         (&["serve", "--expert_pattern", "e.[0:"], 2, &["e.[0:", "expert.[0:5]"]),
@@ -34,6 +38,7 @@ fn mistakes_on_the_command_line_name_the_thing_and_the_remedy() {
         (&["call", "expert", "--peer", "/ip4/127.0.0.1/tcp/1"], 2, &["expert uid", "expert.3"]),
         (&["call", "e.0", "--peer", "/ip4/127.0.0.1/tcp/1"], 2, &["/p2p/"]),
         (&["identity", "show", "/no/such.key"], 1, &["/no/such.key"]),
+        (&["dht", "--identity_path", bad_key], 1, &[bad_key, "is no key file", "skep identity new"]),
     ] {
         let (message, got) = failure(args);
         assert_eq!(got, Some(code), "{args:?}: {message}");
@@ -41,6 +46,7 @@ fn mistakes_on_the_command_line_name_the_thing_and_the_remedy() {
             assert!(message.contains(part), "{args:?}: {part:?} is missing in:\n{message}");
         }
     }
+    fs::remove_file(bad_key).expect("it was made");
 }
 
 #[test]

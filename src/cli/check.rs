@@ -62,7 +62,8 @@ pub fn explain(config: &Config) -> Vec<String> {
     let listen: Vec<String> = node.host_maddrs.iter().map(ToString::to_string).collect();
     lines.push(format!("listens on {}", listen.join(", ")));
     if node.host_maddrs.iter().any(|address| !is_loopback(address)) && node.allow_peers.is_none() {
-        lines.push("anybody who reaches these addresses can train the experts (restrict with allow_peers)".to_owned());
+        let risk = if config.experts.is_empty() { "store records" } else { "train the experts" };
+        lines.push(format!("anybody who reaches these addresses can {risk} (restrict with allow_peers)"));
     }
     lines.push(match node.initial_peers.len() {
         0 => "starts a network of its own".to_owned(),

@@ -224,11 +224,8 @@ impl DhtActor {
     fn publish(&mut self) {
         let counts = self.node.counts();
         let (join, banned) = (self.node.join_state(), self.shared.bans.banned(self.shared.clock.now()).len());
-        let before = self.shared.join.borrow().clone();
-        let rejoined = before != *join;
-        if rejoined {
-            self.shared.join.send_replace(join.clone());
-        }
+        let rejoined = *self.shared.join.borrow() != *join;
+        let before = rejoined.then(|| self.shared.join.send_replace(join.clone()));
         self.shared.status.send_modify(|status| {
             if rejoined {
                 status.joined = join.joined;
@@ -245,7 +242,7 @@ impl DhtActor {
             status.commands = counts.commands;
         });
         // Last, so that whoever reads the log finds the status to say the same.
-        if rejoined {
+        if let Some(before) = before {
             tell(&before, join);
         }
     }
