@@ -87,13 +87,15 @@ fn a_forged_entry_spoils_neither_the_dictionary_it_comes_in_nor_a_search() {
 fn of_one_call_only_so_many_signatures_are_checked() {
     let (key, mut world) = (vectors_key(), World::of(1));
     let signing = Validators::signing(key.clone());
-    let signed = signing.sign_own(owned(&key, "a", "value", 2000.0)).unwrap();
     let forged = Record::of_item(&owned(&key, "b", "forged", 2000.0));
-    let mut records = vec![forged; MAX_COSTLY_STORES];
-    records.push(Record::of_item(&signed));
-    let request = Request { sender: None, ask: Ask::Store(records) };
-    let node = world.nodes.get_mut(&peer(1)).unwrap();
-    node.handle(Moment::START, WallTime(1000.0), Input::Inbound { ticket: 7, peer: peer(9), request });
-    assert_eq!(values(world.get(peer(1), "shared", Freshness::Latest)), Vec::<Bytes>::new());
-    assert!(world.store(peer(1), vec![item("other", "value", 2000.0)])[0].stored, "it goes on");
+    let node = world.node(peer(1));
+    for (before, taken) in [(MAX_COSTLY_STORES - 1, true), (MAX_COSTLY_STORES, false)] {
+        let genuine = signing.sign_own(owned(&key, &format!("after {before}"), "value", 2000.0)).unwrap();
+        let records = [vec![forged.clone(); before], vec![Record::of_item(&genuine)]].concat();
+        let request = Request { sender: None, ask: Ask::Store(records) };
+        node.handle(Moment::START, WallTime(1000.0), Input::Inbound { ticket: 7, peer: peer(9), request });
+        let tell = Tell::Store([vec![false; before], vec![taken]].concat());
+        let reply = Output::Reply { ticket: 7, response: Response { sender: Some(node.id()), tell } };
+        assert_eq!(std::iter::from_fn(|| node.poll()).collect::<Vec<_>>(), [reply]);
+    }
 }
