@@ -1,4 +1,4 @@
-//! The command line: `skep serve`, `dht`, `check`, `config`, `identity`, `experts`, `call`.
+//! The command line: `skep serve`, `dht`, `check`, `config`, `checkpoint`, `identity`, `experts`, `call`.
 //!
 //! stdout carries only what scripts read: for `serve` and `dht` the listen multiaddrs once ready, for the others their
 //! result. Everything else goes to stderr. Exit codes: 0 done, 1 failed, 2 usage or configuration, 70 a part of the
@@ -6,6 +6,8 @@
 
 mod call;
 mod check;
+#[cfg(feature = "torch")]
+mod checkpoint;
 mod dht;
 mod experts;
 mod flags;
@@ -53,6 +55,10 @@ enum Command {
     /// Show the configuration
     #[command(subcommand, after_help = "Example:\n  skep config print --origin --config skep.toml")]
     Config(check::ConfigCommand),
+    /// Look at checkpoints, and exchange them with hivemind's servers
+    #[cfg(feature = "torch")]
+    #[command(subcommand)]
+    Checkpoint(checkpoint::CheckpointCommand),
     /// Make or show the key that a peer id is made from
     #[command(subcommand, after_help = "Example:\n  skep identity new server.key")]
     Identity(identity::Identity),
@@ -102,6 +108,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Dht(dht) => dht.run(),
         Command::Check(check) => check.run(),
         Command::Config(config) => config.run(),
+        #[cfg(feature = "torch")]
+        Command::Checkpoint(checkpoint) => checkpoint.run(),
         Command::Identity(identity) => identity.run(),
         Command::Experts(experts) => experts.run(),
         Command::Call(call) => call.run(),

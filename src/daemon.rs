@@ -86,8 +86,9 @@ pub fn server(config: &Config) -> Result<RuntimeBuilder, Error> {
     Ok(builder)
 }
 
+/// The experts of a group.
 #[cfg(feature = "torch")]
-fn experts(group: &crate::config::Experts) -> Result<crate::Experts, Error> {
+pub(crate) fn experts(group: &crate::config::Experts) -> Result<crate::Experts, Error> {
     use crate::Experts;
 
     let experts = match (&group.expert_pattern, group.num_experts) {

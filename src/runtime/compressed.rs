@@ -1,5 +1,7 @@
 //! A backend whose inputs travel compressed.
 
+use std::collections::BTreeMap;
+
 use skep_expert::{Backend, BackendError, Batch, Snapshot};
 use skep_wire::{Compression, ExpertInfo, Nested, TensorDescriptor};
 
@@ -55,6 +57,10 @@ impl Backend for Compressed {
 
     fn optimizer(&self) -> &str {
         self.inner.optimizer()
+    }
+
+    fn settings(&self) -> BTreeMap<String, f64> {
+        self.inner.settings()
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<Vec<skep_wire::HostTensor>, BackendError> {

@@ -1,5 +1,7 @@
 //! The port to whatever computes: torch, a script, a closure.
 
+use std::collections::BTreeMap;
+
 use skep_kernel::Rows;
 use skep_wire::{ExpertInfo, HostTensor};
 
@@ -61,6 +63,12 @@ pub trait Backend: Send {
     /// Name of the optimizer whose state is saved, as in `adam`. A checkpoint with another one's state is not loaded.
     fn optimizer(&self) -> &str {
         "none"
+    }
+
+    /// Numbers that say how it trains, for whoever reads a checkpoint: learning rate, momentum and the like. A checkpoint
+    /// with other ones is loaded all the same.
+    fn settings(&self) -> BTreeMap<String, f64> {
+        BTreeMap::new()
     }
 
     /// One output per flat output of the schema, each with the batch's rows. Changes no parameter.

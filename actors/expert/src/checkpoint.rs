@@ -4,7 +4,7 @@ mod directory;
 mod format;
 mod memory;
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use skep_wire::{ExpertInfo, ExpertUid};
@@ -26,7 +26,7 @@ impl fmt::Display for CheckpointId {
 }
 
 /// What a checkpoint is of. Readable, so that a person can tell checkpoints apart.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The expert's name in the grid.
     pub uid: String,
@@ -36,6 +36,9 @@ pub struct Manifest {
     pub step: u64,
     /// Name of the optimizer whose state is in it, as in `adam`.
     pub optimizer: String,
+    /// How it was trained, as [`Backend::settings`] said.
+    #[serde(default)]
+    pub settings: BTreeMap<String, f64>,
     /// The flat inputs, as in `input 0: float32 [batch, 512]`.
     pub inputs: Vec<String>,
     /// The flat outputs, likewise.
@@ -51,6 +54,7 @@ impl Manifest {
             class: backend.class().to_owned(),
             step,
             optimizer: backend.optimizer().to_owned(),
+            settings: backend.settings(),
             inputs,
             outputs,
         })

@@ -44,12 +44,12 @@ fn checkpoint(step: u64) -> Checkpoint {
         .collect();
     tensors.push(("optimizer.step".to_owned(), HostTensor::from_f32([], &[step as f32]).unwrap()));
     tensors.push(("optimizer.nothing".to_owned(), HostTensor::zeros(DType::F32, [0, 4]).unwrap()));
-    tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
     let manifest = Manifest {
         uid: uid().to_string(),
         class: "ffn".to_owned(),
         step,
         optimizer: "adam".to_owned(),
+        settings: [("lr".to_owned(), 0.001)].into(),
         inputs: vec!["input 0: float32 [batch, 512]".to_owned()],
         outputs: vec!["output: float32 [batch, 512]".to_owned()],
     };

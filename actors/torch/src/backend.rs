@@ -1,5 +1,7 @@
 //! [`TorchBackend`]: a module and its optimizer behind the port that experts are hosted through.
 
+use std::collections::BTreeMap;
+
 use skep_expert::{Backend, BackendError, BackendFactory, Batch, Snapshot};
 use skep_wire::{ExpertInfo, HostTensor};
 use tch::{Device, Tensor};
@@ -167,6 +169,12 @@ impl Backend for TorchBackend {
 
     fn optimizer(&self) -> &str {
         self.spec.rule.name()
+    }
+
+    fn settings(&self) -> BTreeMap<String, f64> {
+        let mut settings = self.spec.numbers();
+        settings.insert("parameter_tensors".to_owned(), self.parameters.len() as f64);
+        settings
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<Vec<HostTensor>, BackendError> {

@@ -18,6 +18,7 @@ mod module;
 mod near;
 mod optim;
 pub mod process;
+pub mod pt;
 mod remote;
 mod schedule;
 mod staging;

@@ -1,5 +1,7 @@
 //! Optimizers with a state that can be saved, stepped by torch's fused kernels.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -179,6 +181,33 @@ impl OptimizerSpec {
     /// Whether it changes parameters at all.
     pub fn trains(&self) -> bool {
         self.rule != Rule::None
+    }
+
+    /// Its numbers by torch's and hivemind's names; yes and no are 1 and 0.
+    pub fn numbers(&self) -> BTreeMap<String, f64> {
+        let mut numbers: Vec<(&str, f64)> = match &self.rule {
+            Rule::None => Vec::new(),
+            Rule::Sgd(sgd) => vec![
+                ("lr", sgd.lr),
+                ("momentum", sgd.momentum),
+                ("weight_decay", sgd.weight_decay),
+                ("nesterov", f64::from(sgd.nesterov)),
+            ],
+            Rule::Adam(Adam { lr, betas, eps, weight_decay }) | Rule::AdamW(AdamW { lr, betas, eps, weight_decay }) => {
+                vec![
+                    ("lr", *lr),
+                    ("beta1", betas.0),
+                    ("beta2", betas.1),
+                    ("eps", *eps),
+                    ("weight_decay", *weight_decay),
+                ]
+            }
+        };
+        if let Schedule::Linear { warmup_steps, total_steps } = self.schedule {
+            numbers.extend([("num_warmup_steps", warmup_steps as f64), ("num_training_steps", total_steps as f64)]);
+        }
+        numbers.extend(self.clip_grad_norm.map(|limit| ("clip_grad_norm", limit)));
+        numbers.into_iter().map(|(name, number)| (name.to_owned(), number)).collect()
     }
 
     /// Fails on numbers that no optimizer can work with.

@@ -27,6 +27,8 @@ struct ManifestFile {
 pub(super) struct TensorsFile {
     pub bytes: u64,
     pub sha256: String,
+    /// Names in the order of the state, which safetensors do not keep.
+    names: Vec<String>,
 }
 
 /// A manifest file that was read.
@@ -42,7 +44,11 @@ pub(super) fn encode(checkpoint: &Checkpoint) -> Result<(Vec<u8>, Vec<u8>), Stri
     let file = ManifestFile {
         format: FORMAT,
         manifest: Manifest { step: checkpoint.snapshot.step, ..checkpoint.manifest.clone() },
-        tensors: TensorsFile { bytes: tensors.len() as u64, sha256: sha256(&tensors) },
+        tensors: TensorsFile {
+            bytes: tensors.len() as u64,
+            sha256: sha256(&tensors),
+            names: checkpoint.snapshot.tensors.iter().map(|(name, _)| name.clone()).collect(),
+        },
     };
     let mut manifest = serde_json::to_vec_pretty(&file).map_err(|error| error.to_string())?;
     manifest.push(b'\n');
@@ -66,14 +72,17 @@ pub(super) fn decode(sealed: Sealed, tensors: Vec<u8>) -> Result<Checkpoint, Str
     }
     let bytes = bytes::Bytes::from(tensors);
     let parsed = SafeTensors::deserialize(&bytes).map_err(|error| format!("its tensors: {error}"))?;
-    let tensors = parsed.iter().map(|(name, view)| {
+    if parsed.len() != sealed.tensors.names.len() {
+        return Err(format!("it has {} tensors instead of {}", parsed.len(), sealed.tensors.names.len()));
+    }
+    let tensors = sealed.tensors.names.into_iter().map(|name| {
+        let view = parsed.tensor(&name).map_err(|error| format!("{name}: {error}"))?;
         let dtype = dtype(view.dtype()).ok_or_else(|| format!("{name} has the unknown dtype {:?}", view.dtype()))?;
         let tensor = HostTensor::new(dtype, view.shape(), bytes.slice_ref(view.data()));
-        Ok((name.to_owned(), tensor.map_err(|error| format!("{name}: {error}"))?))
+        let tensor = tensor.map_err(|error| format!("{name}: {error}"))?;
+        Ok((name, tensor))
     });
-    let mut tensors: Vec<(String, HostTensor)> = tensors.collect::<Result<_, String>>()?;
-    tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
-    let snapshot = Snapshot { step: sealed.manifest.step, tensors };
+    let snapshot = Snapshot { step: sealed.manifest.step, tensors: tensors.collect::<Result<_, String>>()? };
     Ok(Checkpoint { manifest: sealed.manifest, snapshot })
 }
 
