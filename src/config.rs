@@ -8,4 +8,4 @@ pub mod validate;
 
 pub use error::ConfigError;
 pub use load::{Flags, Loaded, load};
-pub use sections::{Config, Dht, Experts, Http, Limits, Log, Node, Server};
+pub use sections::{Config, Dht, Experts, Http, Limits, Log, Node, Server, TensorSpec};

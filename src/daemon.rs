@@ -106,7 +106,10 @@ pub(crate) fn experts(group: &crate::config::Experts) -> Result<crate::Experts, 
     };
     let invalid = |error: skep_torch::Error| Error::Invalid(error.to_string());
     let width = usize::try_from(group.hidden_dim).expect("checked to be a width");
-    let mut module = skep_torch::ModuleSpec::named(&group.expert_cls, width).map_err(invalid)?;
+    let mut module = match &group.module {
+        Some(path) => script(path, group),
+        None => skep_torch::ModuleSpec::named(&group.expert_cls, width).map_err(invalid)?,
+    };
     if let Some(dropout) = group.dropout {
         module = module.dropout(dropout).map_err(invalid)?;
     }
@@ -123,6 +126,21 @@ pub(crate) fn experts(group: &crate::config::Experts) -> Result<crate::Experts, 
     Ok(match group.seed {
         Some(seed) => experts.seed(seed),
         None => experts,
+    })
+}
+
+#[cfg(feature = "torch")]
+fn script(path: &Path, group: &crate::config::Experts) -> skep_torch::ModuleSpec {
+    let tensor = |spec: &crate::config::TensorSpec| skep_torch::TensorSpec {
+        dtype: spec.dtype.clone(),
+        shape: spec.shape.clone(),
+    };
+    let named = |spec: &crate::config::TensorSpec| Some((spec.name.clone()?, tensor(spec)));
+    skep_torch::Script::spec(skep_torch::ScriptSpec {
+        path: path.to_owned(),
+        inputs: group.inputs.iter().filter(|spec| spec.name.is_none()).map(tensor).collect(),
+        keyword_inputs: group.inputs.iter().filter_map(named).collect(),
+        outputs: group.outputs.iter().map(tensor).collect(),
     })
 }
 

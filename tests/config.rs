@@ -165,6 +165,20 @@ fn a_value_that_makes_no_sense_comes_with_a_remedy() {
         ("[[experts]]\nexpert_uids = [\"e.0\"]\nmomentum = 1.5\n", &["give 0 to below 1", ":3:12]"]),
         ("[[experts]]\nexpert_uids = [\"e.0\"]\nnesterov = true\n", &["give momentum = 0.9"]),
         ("[[experts]]\nexpert_uids = [\"e.0\"]\ndevice = \"gpu\"\n", &["use cpu, cuda or cuda:0"]),
+        (
+            "[[experts]]\nexpert_uids = [\"e.0\"]\nmodule = \"a.pt\"\n",
+            &["what the module takes is not said", "give inputs"],
+        ),
+        (
+            "[[experts]]\nexpert_uids = [\"e.0\"]\nmodule = \"a.pt\"\ninputs = [{ dtype = \"f32\" }]\noutputs = [{ dtype = \"bool\" }]\n",
+            &["no dtype is called", "bfloat16"],
+        ),
+        ("[[experts]]\nexpert_uids = [\"e.0\"]\noutputs = [{ dtype = \"bool\" }]\n", &["give module"]),
+        ("[server]\nkeep_checkpoints = 0\n", &["must be at least 1"]),
+        (
+            "[server]\ncheckpoint_dir = \"c\"\n[[experts]]\nhidden_dim = 8\n[[experts]]\nhidden_dim = 9\n",
+            &["whatever has checkpoints"],
+        ),
         ("[log]\nformat = \"xml\"\n", &["use one of text, json"]),
         ("[log]\nfilter = \"skep=lound\"\n", &["is no filter", "info,skep_net=debug"]),
     ] {

@@ -86,10 +86,11 @@ pub fn explain(config: &Config) -> Vec<String> {
             (None, _) if experts.expert_uids.is_empty() => "what has checkpoints".to_owned(),
             (None, _) => experts.expert_uids.join(", "),
         };
-        lines.push(format!(
-            "hosts {what}: {} of width {}, trained by {} on {}",
-            experts.expert_cls, experts.hidden_dim, experts.optimizer, experts.device
-        ));
+        let module = match &experts.module {
+            Some(file) => file.display().to_string(),
+            None => format!("{} of width {}", experts.expert_cls, experts.hidden_dim),
+        };
+        lines.push(format!("hosts {what}: {module}, trained by {} on {}", experts.optimizer, experts.device));
     }
     let server = &config.server;
     let holds = server.expiration.unwrap_or(2.0 * server.update_period);
@@ -180,8 +181,8 @@ fn render(loaded: &Loaded, origin: bool) -> String {
     let (mut section, mut groups, mut out) = (String::new(), 0, String::new());
     for line in text.lines() {
         if let Some(name) = line.strip_prefix("[[").and_then(|l| l.strip_suffix("]]")) {
-            section = format!("{name}.{groups}");
-            groups += 1;
+            section = if name == "experts" { format!("{name}.{groups}") } else { name.to_owned() };
+            groups += usize::from(name == "experts");
         } else if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
             section = name.to_owned();
         }

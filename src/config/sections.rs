@@ -142,10 +142,19 @@ pub struct Experts {
     /// How many to host; by default all that the pattern names. Without pattern and uids so many of `expert.0`,
     /// `expert.1` and so on, the first free ones.
     pub num_experts: Option<usize>,
-    /// The module: `ffn`, `transformer`, `nop`, `nop_delay` or `det_dropout`.
+    /// The module: `ffn`, `transformer`, `nop`, `nop_delay`, `det_dropout`, or a class of the program's own.
     pub expert_cls: String,
     /// Width of the module's input.
     pub hidden_dim: i64,
+    /// A TorchScript file, in place of a class.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub module: Option<PathBuf>,
+    /// Inputs of that module; those with a name are given by it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<TensorSpec>,
+    /// Outputs of that module.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<TensorSpec>,
     /// Dropout probability of a transformer; by default 0.1.
     pub dropout: Option<f64>,
     /// `sgd`, `adam`, `adamw` or `none`.
@@ -187,6 +196,9 @@ impl Default for Experts {
             num_experts: None,
             expert_cls: "ffn".to_owned(),
             hidden_dim: 1024,
+            module: None,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
             dropout: None,
             optimizer: "sgd".to_owned(),
             learning_rate: None,
@@ -204,6 +216,20 @@ impl Default for Experts {
             seed: None,
         }
     }
+}
+
+/// A tensor of a TorchScript module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorSpec {
+    /// The keyword of an input that is given by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Element type, as in `float32`, `bfloat16`, `int64`, `bool`.
+    pub dtype: String,
+    /// Sizes behind the batch dimension; -1 takes any.
+    #[serde(default)]
+    pub shape: Vec<i64>,
 }
 
 /// `[limits]`: what is refused when there is too much of it.

@@ -1,5 +1,7 @@
 //! Checks what types cannot: values that are well-formed and make no sense.
 
+use std::collections::BTreeSet;
+
 use multiaddr::{Multiaddr, Protocol};
 use skep_expert::ExpertPattern;
 use skep_wire::ExpertUid;
@@ -165,7 +167,10 @@ fn uids(path: &str, experts: &Experts, config: &Config) -> Result<(), Bad> {
 
 fn group(path: &str, experts: &Experts) -> Result<(), Bad> {
     let at = |key: &str| format!("{path}.{key}");
-    one_of(at("expert_cls"), &experts.expert_cls, EXPERT_CLASSES)?;
+    if !is_registered(&experts.expert_cls) {
+        one_of(at("expert_cls"), &experts.expert_cls, EXPERT_CLASSES)?;
+    }
+    script(path, experts)?;
     one_of(at("optimizer"), &experts.optimizer, OPTIMIZERS)?;
     one_of(at("scheduler"), &experts.scheduler, SCHEDULERS)?;
     one_of(at("compression"), &experts.compression, COMPRESSIONS)?;
@@ -241,6 +246,58 @@ fn optimizer(path: &str, experts: &Experts) -> Result<(), Bad> {
     }
     if experts.nesterov == Some(true) && experts.momentum.unwrap_or(0.0) == 0.0 {
         return bad(format!("{path}.nesterov"), "Nesterov's momentum needs a momentum", "give momentum = 0.9");
+    }
+    Ok(())
+}
+
+/// Whether a program of its own has such a class.
+fn is_registered(_class: &str) -> bool {
+    #[cfg(feature = "torch")]
+    return skep_torch::ModuleSpec::classes().iter().any(|name| name == _class);
+    #[cfg(not(feature = "torch"))]
+    false
+}
+
+/// A TorchScript module needs a description, and nothing else has one.
+fn script(path: &str, experts: &Experts) -> Result<(), Bad> {
+    let at = |key: &str| format!("{path}.{key}");
+    let described = !experts.inputs.is_empty() || !experts.outputs.is_empty();
+    if experts.module.is_none() {
+        return match described {
+            true => {
+                bad(at("module"), "inputs and outputs of which module?", "give module = \"file.pt\", or leave them out")
+            }
+            false => Ok(()),
+        };
+    }
+    if experts.inputs.is_empty() {
+        let remedy = "give inputs = [{ dtype = \"float32\", shape = [64] }]";
+        return bad(at("inputs"), "what the module takes is not said", remedy);
+    }
+    if experts.outputs.is_empty() {
+        let remedy = "give outputs = [{ dtype = \"float32\", shape = [64] }]";
+        return bad(at("outputs"), "what the module gives is not said", remedy);
+    }
+    let lists = [("inputs", &experts.inputs), ("outputs", &experts.outputs)];
+    for (key, tensor) in lists.iter().flat_map(|(key, tensors)| tensors.iter().map(move |tensor| (*key, tensor))) {
+        if skep_wire::DType::from_name(&tensor.dtype).is_none() {
+            let known = skep_wire::DType::ALL.map(|dtype| dtype.to_string()).join(", ");
+            return bad(at(key), format!("no dtype is called {:?}", tensor.dtype), format!("use one of {known}"));
+        }
+        if let Some(size) = tensor.shape.iter().find(|size| **size < -1 || **size == 0) {
+            return bad(at(key), format!("{size} is no size"), "give 1 or more, or -1 for any");
+        }
+    }
+    if experts.outputs.iter().any(|tensor| tensor.name.is_some()) {
+        return bad(at("outputs"), "outputs have no names", "leave name out; they are counted in order");
+    }
+    let mut names = BTreeSet::new();
+    for input in &experts.inputs {
+        let taken = input.name.as_ref().is_some_and(|name| !names.insert(name));
+        if taken || (input.name.is_none() && !names.is_empty()) {
+            let remedy = "give inputs without a name first, then each name once";
+            return bad(at("inputs"), "inputs in an order that no call has", remedy);
+        }
     }
     Ok(())
 }

@@ -8,7 +8,8 @@ use common::*;
 use libp2p_identity::PeerId;
 use skep_dht::{Dht, DhtConfig, DhtParts, Freshness};
 use skep_expert::{
-    BackendError, ExpertPattern, HostedExpert, Kind, PlacementError, Server, ServerConfig, TakePlaces, choose_uids,
+    BackendError, ExpertPattern, HostedExpert, Kind, MemoryCheckpoints, PlacementError, Server, ServerConfig,
+    TakePlaces, choose_uids,
 };
 use skep_kernel::Deadline;
 use skep_rpc::{Bans, Router};
@@ -108,6 +109,30 @@ fn a_poisoned_expert_is_withdrawn_and_a_reloaded_one_comes_back() {
         e.reload(snapshot, soon(&sim)).await.unwrap();
         sim.advance(Duration::from_secs(5)).await;
         assert_eq!(hosts(&sim, &first, &["e.0", "e.1"]).await, [Some(second.local_peer()); 2]);
+    });
+}
+
+#[test]
+fn a_poisoned_expert_with_a_checkpoint_is_soon_announced_again() {
+    Sim::with_seed(1).run(|sim| async move {
+        let first = node(&sim, 1, vec![]);
+        let second = node(&sim, 2, vec![first.local_peer()]);
+        let factory = || {
+            let torn = Closures::echo().on_backward(|_| Err(BackendError::Torn("half a step".to_owned())));
+            Ok(Box::new(torn) as Box<dyn skep_expert::Backend>)
+        };
+        let torn = HostedExpert { uid: "e.0".parse().unwrap(), factory: Box::new(factory) };
+        let mut parts = server_parts(&sim, ServerConfig::default());
+        parts.dht = Some(second.clone());
+        parts.checkpoints = Some(Arc::new(MemoryCheckpoints::new()));
+        let server = start_parts(&sim, parts, vec![torn]).await;
+        let e = expert(&server, "e.0");
+        let task = e.submit(Kind::Backward, vec![rows(1, 2, 1.0), rows(1, 2, 1.0)], soon(&sim)).unwrap();
+        assert!(task.answer().await.is_err());
+        sim.advance(millis(100)).await;
+        assert_eq!(hosts(&sim, &first, &["e.0"]).await, [None], "withdrawn at once");
+        sim.advance(Duration::from_secs(5)).await;
+        assert_eq!(hosts(&sim, &first, &["e.0"]).await, [Some(second.local_peer())]);
     });
 }
 

@@ -31,7 +31,6 @@ pub struct TorchBackend {
     device: Device,
     names: Vec<String>,
     parameters: Vec<Tensor>,
-    buffers: Vec<(String, Tensor)>,
     spec: OptimizerSpec,
     optimizer: Optimizer,
     steps: u64,
@@ -43,8 +42,8 @@ impl TorchBackend {
         spec.check()?;
         let (names, parameters): (Vec<_>, Vec<_>) = module.parameters().into_iter().unzip();
         let optimizer = Optimizer::new(spec.rule.clone(), parameters.iter())?;
-        let (info, buffers) = (module.info(), module.buffers());
-        Ok(Self { module, info, device, names, parameters, buffers, spec, optimizer, steps: 0 })
+        let info = module.info();
+        Ok(Self { module, info, device, names, parameters, spec, optimizer, steps: 0 })
     }
 
     fn inputs(&self, batch: &Batch) -> Result<Vec<Tensor>, BackendError> {
@@ -124,12 +123,12 @@ impl TorchBackend {
     }
 
     /// Every tensor of the state by its name in snapshots; they share storage with the state.
-    fn state(&self) -> Vec<(String, Tensor)> {
-        let parameters = self.names.iter().zip(&self.parameters);
-        let module = parameters.chain(self.buffers.iter().map(|(name, b)| (name, b)));
+    fn state(&self) -> Result<Vec<(String, Tensor)>, BackendError> {
+        let parameters = self.names.iter().cloned().zip(self.parameters.iter().map(Tensor::shallow_clone));
+        let module = parameters.chain(self.module.buffers().map_err(failed)?);
         let module = module.map(|(name, t)| (format!("module.{name}"), t.detach()));
         let optimizer = self.optimizer.tensors(&self.names).into_iter();
-        module.chain(optimizer.map(|(name, t)| (format!("optimizer.{name}"), t))).collect()
+        Ok(module.chain(optimizer.map(|(name, t)| (format!("optimizer.{name}"), t))).collect())
     }
 }
 
@@ -209,12 +208,12 @@ impl Backend for TorchBackend {
     }
 
     fn save(&mut self) -> Result<Snapshot, BackendError> {
-        let (names, tensors): (Vec<_>, Vec<_>) = self.state().into_iter().unzip();
+        let (names, tensors): (Vec<_>, Vec<_>) = self.state()?.into_iter().unzip();
         Ok(Snapshot { step: self.steps, tensors: names.into_iter().zip(hosts(&tensors)?).collect() })
     }
 
     fn load(&mut self, snapshot: &Snapshot) -> Result<(), BackendError> {
-        let mut state = self.state();
+        let mut state = self.state()?;
         let mut loaded = Vec::with_capacity(state.len());
         for (name, tensor) in &state {
             let host = snapshot.tensors.iter().find(|(given, _)| given == name).map(|(_, host)| host);

@@ -1,5 +1,7 @@
 //! The only unsafe code of the workspace: safe functions over `cpp/shim.h`.
 
+mod script;
+
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -9,6 +11,8 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tch::{Kind, TchError, Tensor};
 use torch_sys::C_tensor;
+
+pub(crate) use script::Script;
 
 #[cfg(target_endian = "big")]
 compile_error!("tensors travel as little-endian bytes and are mapped without conversion");

@@ -31,7 +31,9 @@ pub use device::{check_device, parse_device};
 pub use error::Error;
 pub use fan_out::{Answered, Calls, ExpertCalls};
 pub use layer::MixtureOfExperts;
-pub use module::{DetDropout, ExpertModule, Ffn, ModuleSpec, Nop, Transformer};
+pub use module::{
+    DetDropout, ExpertModule, Ffn, ModuleSpec, Nop, Script, ScriptSpec, TensorSpec, Transformer, register_class,
+};
 pub use optim::{Adam, AdamW, OptimizerSpec, Rule, Sgd};
 pub use remote::RemoteExpert;
 pub use schedule::Schedule;

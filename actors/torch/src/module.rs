@@ -3,6 +3,8 @@
 mod det_dropout;
 mod ffn;
 mod nop;
+mod registry;
+mod script;
 mod transformer;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +14,8 @@ use tch::{Device, Kind, TchError, Tensor};
 pub use det_dropout::DetDropout;
 pub use ffn::Ffn;
 pub use nop::Nop;
+pub use registry::register_class;
+pub use script::{Script, ScriptSpec, TensorSpec};
 pub use transformer::Transformer;
 
 use crate::{Error, ffi};
@@ -39,12 +43,13 @@ pub trait ExpertModule: Send {
     fn parameters(&self) -> Vec<(String, Tensor)>;
 
     /// Tensors that are saved but not trained, as batch statistics are.
-    fn buffers(&self) -> Vec<(String, Tensor)> {
-        Vec::new()
+    /// They share storage with the module and may be written to when no call runs.
+    fn buffers(&self) -> Result<Vec<(String, Tensor)>, TchError> {
+        Ok(Vec::new())
     }
 }
 
-/// One of hivemind's built-in expert classes (docs/wire.md §9.4).
+/// One of hivemind's built-in expert classes (docs/wire.md §9.4), a class of one's own, or a TorchScript file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "expert_cls", deny_unknown_fields)]
 pub enum ModuleSpec {
@@ -75,11 +80,25 @@ pub enum ModuleSpec {
         /// Width of inputs and outputs.
         hidden_dim: usize,
     },
+    /// A class that [`register_class`] made known.
+    Registered {
+        /// Its name.
+        class: String,
+        /// What it is told of its width.
+        hidden_dim: usize,
+    },
+    /// See [`Script`].
+    Script(ScriptSpec),
 }
 
 impl ModuleSpec {
-    /// Names of all classes.
+    /// Names of hivemind's classes.
     pub const CLASSES: [&str; 5] = ["ffn", "transformer", "nop", "nop_delay", "det_dropout"];
+
+    /// Names of all classes, those of [`register_class`] behind hivemind's.
+    pub fn classes() -> Vec<String> {
+        Self::CLASSES.into_iter().map(str::to_owned).chain(registry::names()).collect()
+    }
 
     /// The class of this name.
     pub fn named(class: &str, hidden_dim: usize) -> Result<Self, Error> {
@@ -89,8 +108,9 @@ impl ModuleSpec {
             "nop" => ModuleSpec::Nop { hidden_dim },
             "nop_delay" => ModuleSpec::NopDelay { hidden_dim },
             "det_dropout" => ModuleSpec::DetDropout { hidden_dim },
+            _ if registry::maker(class).is_some() => ModuleSpec::Registered { class: class.to_owned(), hidden_dim },
             _ => {
-                let known = Self::CLASSES.join(", ");
+                let known = Self::classes().join(", ");
                 return Err(Error::Config(format!("no expert class is called {class:?}; known: {known}")));
             }
         })
@@ -112,26 +132,34 @@ impl ModuleSpec {
     }
 
     /// The class's name.
-    pub fn class(&self) -> &'static str {
+    pub fn class(&self) -> &str {
         match self {
             ModuleSpec::Ffn { .. } => "ffn",
             ModuleSpec::Transformer { .. } => "transformer",
             ModuleSpec::Nop { .. } => "nop",
             ModuleSpec::NopDelay { .. } => "nop_delay",
             ModuleSpec::DetDropout { .. } => "det_dropout",
+            ModuleSpec::Registered { class, .. } => class,
+            ModuleSpec::Script(_) => "torchscript",
         }
     }
 
     /// Makes the module with fresh parameters, which depend on `seed` only.
     pub fn build(&self, device: Device, seed: u64) -> Result<Box<dyn ExpertModule>, Error> {
-        Ok(match *self {
-            ModuleSpec::Ffn { hidden_dim } => Box::new(Ffn::new(hidden_dim, device, seed)?),
-            ModuleSpec::Transformer { hidden_dim, dropout } => {
+        Ok(match self {
+            ModuleSpec::Registered { class, hidden_dim } => {
+                let maker = registry::maker(class);
+                let maker = maker.ok_or_else(|| Error::Config(format!("no class {class:?} is registered")))?;
+                return maker(*hidden_dim, device, seed);
+            }
+            ModuleSpec::Script(spec) => Box::new(Script::load(spec, device)?),
+            &ModuleSpec::Ffn { hidden_dim } => Box::new(Ffn::new(hidden_dim, device, seed)?),
+            &ModuleSpec::Transformer { hidden_dim, dropout } => {
                 Box::new(Transformer::new(hidden_dim, device, seed)?.dropout(dropout))
             }
-            ModuleSpec::Nop { hidden_dim } => Box::new(Nop::new(hidden_dim, device)?),
-            ModuleSpec::NopDelay { hidden_dim } => Box::new(Nop::new_delayed(hidden_dim, device)?),
-            ModuleSpec::DetDropout { hidden_dim } => Box::new(DetDropout::new(hidden_dim, device, seed)?),
+            &ModuleSpec::Nop { hidden_dim } => Box::new(Nop::new(hidden_dim, device)?),
+            &ModuleSpec::NopDelay { hidden_dim } => Box::new(Nop::new_delayed(hidden_dim, device)?),
+            &ModuleSpec::DetDropout { hidden_dim } => Box::new(DetDropout::new(hidden_dim, device, seed)?),
         })
     }
 }

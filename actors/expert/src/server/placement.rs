@@ -289,11 +289,18 @@ mod tests {
     }
 
     fn choose(text: &str, wanted: usize, seed: u64, taken: &[&str]) -> Result<Vec<String>, PlacementError> {
-        take(text, wanted, TakePlaces::AtRandom(seed), taken)
+        take(text, &[], wanted, TakePlaces::AtRandom(seed), taken)
     }
 
-    fn take(text: &str, wanted: usize, order: TakePlaces, taken: &[&str]) -> Result<Vec<String>, PlacementError> {
-        let mut draw = Draw::new(pattern(text), &[], wanted, order)?;
+    fn take(
+        text: &str,
+        kept: &[&str],
+        wanted: usize,
+        order: TakePlaces,
+        taken: &[&str],
+    ) -> Result<Vec<String>, PlacementError> {
+        let kept: Vec<ExpertUid> = kept.iter().map(|uid| uid.parse().unwrap()).collect();
+        let mut draw = Draw::new(pattern(text), &kept, wanted, order)?;
         loop {
             let candidates = draw.candidates();
             if candidates.is_empty() {
@@ -322,8 +329,44 @@ mod tests {
 
     #[test]
     fn places_in_order_are_the_first_free_ones() {
-        let chosen = take("e.[0:1000000000000]", 4, TakePlaces::InOrder, &["e.0", "e.2", "e.3"]).unwrap();
+        let chosen = take("e.[0:1000000000000]", &[], 4, TakePlaces::InOrder, &["e.0", "e.2", "e.3"]).unwrap();
         assert_eq!(chosen, ["e.1", "e.4", "e.5", "e.6"]);
+    }
+
+    #[test]
+    fn places_that_are_kept_come_first_also_when_others_announce_them() {
+        for seed in 0..5 {
+            let chosen =
+                take("e.[0:100]", &["e.7", "e.50", "other.3", "e.0.7"], 3, TakePlaces::AtRandom(seed), &["e.7"])
+                    .unwrap();
+            assert_eq!(chosen.len(), 3);
+            assert!(chosen.contains(&"e.7".to_owned()) && chosen.contains(&"e.50".to_owned()), "{chosen:?}");
+        }
+        assert_eq!(take("e.[0:2]", &["e.1"], 2, TakePlaces::AtRandom(0), &[]).unwrap(), ["e.0", "e.1"]);
+        assert_eq!(take("e.[0:9]", &["e.1"], 1, TakePlaces::AtRandom(0), &["e.1"]).unwrap(), ["e.1"]);
+        let huge = take("e.[0:1000000000].[0:9]", &["e.123456789.4"], 5, TakePlaces::AtRandom(0), &[]).unwrap();
+        assert!(huge.len() == 5 && huge.contains(&"e.123456789.4".to_owned()));
+        let error = take("e.[0:9]", &["e.1", "e.2"], 1, TakePlaces::AtRandom(0), &[]).unwrap_err();
+        assert!(error.to_string().contains("2 experts of \"e.[0:9]\" have checkpoints, 1 are wanted"), "{error}");
+    }
+
+    #[test]
+    fn a_pattern_names_its_places_and_no_others() {
+        let wide = pattern("ffn.[2:5].3.[0:2]");
+        for index in 0..wide.places() {
+            assert_eq!(wide.index(&wide.place(index)), Some(index));
+        }
+        for other in [
+            "ffn.1.3.0",
+            "ffn.5.3.0",
+            "ffn.2.4.0",
+            "ffn.2.3",
+            "ffn.2.3.0.0",
+            "fn.2.3.0",
+            "ffn.2.3.99999999999999999999",
+        ] {
+            assert!(!wide.names(&other.parse().unwrap()), "{other}");
+        }
     }
 
     #[test]
