@@ -25,6 +25,7 @@ mod quiet;
 mod report;
 mod run;
 mod servers;
+mod signal;
 mod sim;
 mod trace;
 mod watch;

@@ -15,13 +15,13 @@ use rand_chacha::ChaCha8Rng;
 use skep_kernel::{SharedClock, Spawner};
 use skep_rpc::Router;
 use skep_wire::Method;
-use tokio::sync::watch;
 
 pub use transport::SimTransport;
 
 use crate::{
     Latency,
     link::{Link, Ways},
+    signal::Signal,
     trace::{Happening, Trace},
 };
 
@@ -46,7 +46,7 @@ enum Condition {
 struct Node {
     number: u32,
     router: Router,
-    condition: watch::Sender<Condition>,
+    condition: Signal<Condition>,
     is_client: bool,
     /// Runs what it serves.
     spawner: Spawner,
@@ -99,7 +99,7 @@ pub struct SimNetwork {
     trace: Trace,
     state: Arc<Mutex<State>>,
     /// Told when a way is cut, mended, held or released.
-    turned: Arc<watch::Sender<()>>,
+    turned: Signal<()>,
 }
 
 impl SimNetwork {
@@ -120,7 +120,7 @@ impl SimNetwork {
             next_call: 0,
             serving: 0,
         };
-        Self { clock, trace, state: Arc::new(Mutex::new(state)), turned: Arc::new(watch::Sender::new(())) }
+        Self { clock, trace, state: Arc::new(Mutex::new(state)), turned: Signal::new(()) }
     }
 
     /// A peer that serves what `router` routes, on the runtime of whoever calls it. For whole nodes see
@@ -138,7 +138,7 @@ impl SimNetwork {
         let mut state = self.state();
         let secret: [u8; 32] = state.random.random();
         let peer = Keypair::ed25519_from_bytes(secret).expect("32 bytes are a key").public().to_peer_id();
-        let condition = watch::Sender::new(Condition::Running);
+        let condition = Signal::new(Condition::Running);
         let number = u32::try_from(state.nodes.len()).unwrap_or(u32::MAX).saturating_add(1);
         state.nodes.insert(peer, Node { number, router, condition, is_client, spawner });
         drop(state);
@@ -246,7 +246,7 @@ impl SimNetwork {
 
     pub(crate) fn on_ways(&self, change: impl FnOnce(&mut Ways)) -> &Self {
         change(&mut self.state().ways);
-        self.turned.send_replace(());
+        self.turned.set(());
         self
     }
 
@@ -273,7 +273,7 @@ impl SimNetwork {
     fn set(&self, peer: PeerId, condition: Condition, order: &'static str) {
         let number = match self.state().nodes.get(&peer) {
             Some(node) => {
-                node.condition.send_replace(condition);
+                node.condition.set(condition);
                 node.number
             }
             None => return,

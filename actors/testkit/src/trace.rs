@@ -83,11 +83,19 @@ impl fmt::Display for Event {
 }
 
 /// The trace of one simulation. Cheap to clone; clones share it.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Trace(Arc<Mutex<Inner>>);
 
-#[derive(Default)]
+impl Default for Trace {
+    /// An empty trace; `SKEP_TRACE` in the environment has every event printed as it happens.
+    fn default() -> Self {
+        let is_printed = std::env::var_os("SKEP_TRACE").is_some();
+        Self(Arc::new(Mutex::new(Inner { is_printed, hash: Fnv::default(), events: 0, last: VecDeque::new() })))
+    }
+}
+
 struct Inner {
+    is_printed: bool,
     hash: Fnv,
     events: u64,
     last: VecDeque<Event>,
@@ -96,7 +104,7 @@ struct Inner {
 impl Trace {
     pub(crate) fn add(&self, at: Moment, node: u32, what: Happening) {
         let mut inner = self.lock();
-        let Inner { hash, events, last } = &mut *inner;
+        let Inner { is_printed, hash, events, last } = &mut *inner;
         *events += 1;
         hash.number(at.as_nanos());
         hash.number(u64::from(node));
@@ -104,7 +112,11 @@ impl Trace {
         if last.len() == KEPT {
             last.pop_front();
         }
-        last.push_back(Event { at, node, what });
+        let event = Event { at, node, what };
+        if *is_printed {
+            eprintln!("{event}");
+        }
+        last.push_back(event);
     }
 
     /// One number for all events so far, their times and places: equal runs have equal ones.

@@ -7,11 +7,12 @@ use rand::Rng;
 use skep_kernel::{Deadline, Spawner, time::before};
 use skep_rpc::{Answer, Call, Inbound, Meta, RequestId, Router, RpcError, ServeError, Service, Step};
 use skep_wire::error_text;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use super::{Condition, SimNetwork, Wire};
 use crate::{
     link::{Fate, Way},
+    signal::Signal,
     trace::Happening,
 };
 
@@ -22,8 +23,8 @@ type Outcome = Result<Answer, ServeError>;
 
 /// What is decided of a call when it is sent.
 struct Sent {
-    caller: watch::Receiver<Condition>,
-    callee: watch::Receiver<Condition>,
+    caller: Signal<Condition>,
+    callee: Signal<Condition>,
     wire: Wire,
     refused: bool,
     twice: bool,
@@ -35,35 +36,25 @@ impl SimNetwork {
     pub(super) async fn exchange(self, from: PeerId, call: Call) -> Result<Answer, RpcError> {
         let peer = call.peer;
         let unreachable = |step, reason: &str| RpcError::Unreachable { peer, step, reason: reason.to_owned() };
-        let mut sent = self.send(from, &call)?;
-        running(&mut sent.caller).await.map_err(|Gone| unreachable(Step::Dial, "this node is stopped"))?;
+        let sent = self.send(from, &call)?;
+        running(&sent.caller).await.map_err(|Gone| unreachable(Step::Dial, "this node is stopped"))?;
         let size = call.body.len();
         if sent.twice {
             self.repeat(from, call.clone(), &sent);
         }
         self.travel((from, peer), size).await;
-        running(&mut sent.callee).await.map_err(|Gone| unreachable(Step::Dial, "connection refused"))?;
+        running(&sent.callee).await.map_err(|Gone| unreachable(Step::Dial, "connection refused"))?;
         if sent.refused {
             return Err(unreachable(Step::Dial, "connection refused"));
         }
-        let mut answer = self.serve(from, call, &sent);
-        let outcome = loop {
-            tokio::select! {
-                biased;
-                still = running(&mut sent.callee) => still.map_err(|Gone| unreachable(Step::Exchange, "connection reset"))?,
-            }
-            tokio::select! {
-                biased;
-                _changed = sent.callee.changed() => {}
-                outcome = &mut answer => break outcome,
-            }
-        };
+        let answer = gated(self.serve(from, call, &sent), sent.callee.clone()).await;
+        let outcome = answer.ok_or_else(|| unreachable(Step::Exchange, "connection reset"))?;
         let Ok(outcome) = outcome else {
             // Its process ended. One that was killed says nothing; one that was started again breaks old connections.
-            running(&mut sent.callee).await.map_err(|Gone| unreachable(Step::Exchange, "connection reset"))?;
+            running(&sent.callee).await.map_err(|Gone| unreachable(Step::Exchange, "connection reset"))?;
             return Err(unreachable(Step::Exchange, "connection reset"));
         };
-        running(&mut sent.callee).await.map_err(|Gone| unreachable(Step::Exchange, "connection reset"))?;
+        running(&sent.callee).await.map_err(|Gone| unreachable(Step::Exchange, "connection reset"))?;
         if sent.silent {
             std::future::pending::<()>().await;
         }
@@ -84,7 +75,7 @@ impl SimNetwork {
         if size > state.max_message {
             return Err(RpcError::TooLarge { size, limit: state.max_message });
         }
-        let (callee, caller) = (node.condition.subscribe(), state.nodes[&from].condition.subscribe());
+        let (callee, caller) = (node.condition.clone(), state.nodes[&from].condition.clone());
         let (ways, random, way) = (&state.ways, &mut state.random, (from, peer));
         Ok(Sent {
             caller,
@@ -109,19 +100,13 @@ impl SimNetwork {
             Fate::Arrives(delay) if delay.is_zero() => {}
             Fate::Arrives(delay) => self.clock.sleep_until(now + delay).await,
         }
-        let mut turned = self.turned.subscribe();
-        loop {
-            let (cut, held) = {
-                let ways = &self.state().ways;
-                (ways.cut.contains(&way), ways.held.contains(&way))
-            };
-            if cut {
-                self.lose(way).await;
-            }
-            if !held {
-                return;
-            }
-            turned.changed().await.expect("the network holds the sender");
+        let passable = |()| {
+            let ways = &self.state().ways;
+            let cut = ways.cut.contains(&way);
+            (cut || !ways.held.contains(&way)).then_some(!cut)
+        };
+        if !self.turned.until(passable).await {
+            self.lose(way).await;
         }
     }
 
@@ -148,7 +133,7 @@ impl SimNetwork {
                 biased;
                 () = done.closed() => {
                     // The news travels, too. Of a caller whose machine is gone there is none.
-                    let gone = *caller.borrow() == Condition::Killed;
+                    let gone = caller.get() == Condition::Killed;
                     let news = async { if gone { std::future::pending().await } else { network.travel(way, 0).await } };
                     let left = before(&*network.clock, deadline, news);
                     tokio::select! {
@@ -172,14 +157,14 @@ impl SimNetwork {
         else {
             return;
         };
-        let (network, mut callee, wire) = (self.clone(), sent.callee.clone(), sent.wire);
+        let (network, callee, wire) = (self.clone(), sent.callee.clone(), sent.wire);
         let serving = Serving::new(self);
         spawner.spawn(async move {
             let _serving = serving;
             let deadline = call.meta.deadline;
             let served = async {
                 network.travel((from, call.peer), call.body.len()).await;
-                if running(&mut callee).await.is_ok() && network.arrive(from, &call).is_some() {
+                if running(&callee).await.is_ok() && network.arrive(from, &call).is_some() {
                     let _nobody_waits = gated(router.serve(network.inbound(from, call, wire)), callee).await;
                 }
             };
@@ -247,13 +232,13 @@ impl Drop for Serving {
 }
 
 /// Polls `served` only while the callee runs; `None` once its process is gone.
-async fn gated<T>(served: impl Future<Output = T>, mut callee: watch::Receiver<Condition>) -> Option<T> {
+async fn gated<T>(served: impl Future<Output = T>, callee: Signal<Condition>) -> Option<T> {
     tokio::pin!(served);
     loop {
-        running(&mut callee).await.ok()?;
+        running(&callee).await.ok()?;
         tokio::select! {
             biased;
-            _changed = callee.changed() => {}
+            () = stands(&callee) => {}
             outcome = &mut served => return Some(outcome),
         }
     }
@@ -262,14 +247,16 @@ async fn gated<T>(served: impl Future<Output = T>, mut callee: watch::Receiver<C
 struct Gone;
 
 /// Waits until the peer runs; never ends for a killed one.
-async fn running(condition: &mut watch::Receiver<Condition>) -> Result<(), Gone> {
-    loop {
-        let now = *condition.borrow_and_update();
-        match now {
-            Condition::Running => return Ok(()),
-            Condition::Refusing => return Err(Gone),
-            Condition::Killed => std::future::pending().await,
-            Condition::Frozen => condition.changed().await.map_err(|_network_gone| Gone)?,
-        }
-    }
+async fn running(condition: &Signal<Condition>) -> Result<(), Gone> {
+    let settled = |now| match now {
+        Condition::Running => Some(Ok(())),
+        Condition::Refusing => Some(Err(Gone)),
+        Condition::Frozen | Condition::Killed => None,
+    };
+    condition.until(settled).await
+}
+
+/// Waits until the peer does not run.
+async fn stands(condition: &Signal<Condition>) {
+    condition.until(|now| (now != Condition::Running).then_some(())).await
 }
