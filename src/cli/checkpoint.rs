@@ -12,7 +12,7 @@ use skep_wire::ExpertUid;
 
 use super::{
     Failure,
-    flags::{ConfigFile, ExpertFlags, NodeFlags, load_config},
+    flags::{ConfigFile, ExpertFlags, NodeFlags, ServerFlags, load_config},
 };
 use crate::{config, daemon, error::Error};
 
@@ -116,7 +116,9 @@ impl List {
 
 impl Import {
     fn run(self) -> Result<(), Failure> {
-        let config = load_config(&self.file, &NodeFlags::default(), None, Some(&self.experts))?.config;
+        // The folder of checkpoints says which experts, so the group need not.
+        let server = ServerFlags::checkpoints_in(&self.folder);
+        let config = load_config(&self.file, &NodeFlags::default(), Some(&server), Some(&self.experts))?.config;
         let uids = experts_in(&self.from)?;
         if uids.is_empty() {
             let text = format!("{} has no folder with a {LAST} in it", self.from.display());

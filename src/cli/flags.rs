@@ -1,6 +1,6 @@
 //! Options as configuration: each given flag becomes one key of the topmost layer.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use figment::value::{Dict, Value};
@@ -90,6 +90,13 @@ pub struct ServerFlags {
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     stats_report_interval: Option<f64>,
+}
+
+impl ServerFlags {
+    /// Only the folder of checkpoints.
+    pub fn checkpoints_in(folder: &Path) -> Self {
+        Self { checkpoint_dir: Some(folder.to_path_buf()), ..Self::default() }
+    }
 }
 
 /// Options of the hosted experts; any of them replaces the whole [[experts]] list of the file.
