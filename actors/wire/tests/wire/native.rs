@@ -438,7 +438,7 @@ proptest! {
             let id = id as u64;
             let body = bytes(*size);
             let segments = if *split { vec![body.slice(..size / 3), body.slice(size / 3..)] } else { vec![body] };
-            let head = if id % 2 == 0 { request(id, message(*size)) } else { answer(id, message(*size)) };
+            let head = if id.is_multiple_of(2) { request(id, message(*size)) } else { answer(id, message(*size)) };
             writer.body(id, head, segments, ()).unwrap();
             writer.control(&Header::Cancel { id: 1000 + id }).unwrap();
         }
