@@ -152,6 +152,11 @@ impl Handler {
         calls.chain(is_native.then_some((NATIVE, Purpose::Native))).collect()
     }
 
+    /// The version of the routes.
+    fn routes(&self) -> u64 {
+        self.shared.router.as_ref().map_or(0, Router::version)
+    }
+
     fn ask(
         &self,
         protocol: StreamProtocol,
@@ -193,8 +198,8 @@ impl ConnectionHandler for Handler {
 
     fn listen_protocol(&self) -> SubstreamProtocol<Handlers> {
         let offered = match &self.offered {
-            Some((_, offered)) => offered.clone(),
-            None => self.offer(),
+            Some((known, offered)) if *known == self.routes() => offered.clone(),
+            _ => self.offer(),
         };
         SubstreamProtocol::new(Handlers(offered), ()).with_timeout(self.shared.negotiation_timeout)
     }
@@ -205,7 +210,7 @@ impl ConnectionHandler for Handler {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<Handlers, Asked, Infallible>> {
         // The swarm asks what we offer each time it polls a connection, and the routes hardly ever change.
-        let version = self.shared.router.as_ref().map_or(0, Router::version);
+        let version = self.routes();
         if self.offered.as_ref().is_none_or(|(known, _)| *known != version) {
             self.offered = Some((version, self.offer()));
         }
