@@ -1,6 +1,6 @@
 # Everything a fresh clone needs is one of these; each does its own set-up. Plain cargo works too once `make setup` has run.
 .DEFAULT_GOAL := help
-.PHONY: help tools setup build test light demo interop fmt lint doc
+.PHONY: help tools setup build test light soak demo interop fmt lint doc
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -20,6 +20,11 @@ test: setup ## Run every test of the workspace
 
 light: tools ## Test the crates that need neither libp2p nor libtorch
 	cargo light
+
+soak: tools ## Run the scenarios in their large forms and print what they measured (under an hour)
+	SKEP_SCHEDULES=100000 cargo light --lib -- join::schedules
+	SKEP_SOAK=1 cargo light --test scenarios -- --nocapture --test-threads 1 grid
+	SKEP_SOAK=1 cargo light --test scenarios -- --nocapture --test-threads 1 --skip grid
 
 demo: setup ## Train a digit classifier through a hive of servers, one of which dies half way
 	cargo build --workspace --bins --examples

@@ -39,6 +39,8 @@ pub struct DhtActor {
     calls_in_flight: usize,
     alarm: Option<(Moment, SpawnHandle)>,
     reads_commands: bool,
+    /// After a crash: until when commands in line wait for the node to join anew.
+    holds_until: Option<Moment>,
     tombstone: Tombstone,
 }
 
@@ -77,6 +79,7 @@ impl DhtActor {
         )
         .with_validators(shared.validators.clone());
         let starts = *shared.starts.borrow();
+        let holds_until = (starts > 0).then(|| shared.clock.now() + 2 * shared.config.wait());
         Self {
             random: ChaCha8Rng::seed_from_u64(shared.seed ^ u64::from(starts) ^ CALLS_STREAM),
             shared,
@@ -88,6 +91,7 @@ impl DhtActor {
             calls_in_flight: 0,
             alarm: None,
             reads_commands: false,
+            holds_until,
             tombstone,
         }
     }
@@ -100,7 +104,8 @@ impl DhtActor {
 
     /// Waits for the next command, unless enough of them are under way.
     fn read_commands(&mut self, ctx: &mut Context<Self>) {
-        if self.reads_commands || self.node.commands() >= self.shared.config.max_commands {
+        let is_full = self.node.commands() >= self.shared.config.max_commands;
+        if self.reads_commands || is_full || self.holds_commands() {
             return;
         }
         self.reads_commands = true;
@@ -113,6 +118,11 @@ impl DhtActor {
                 None => actor.finish(ctx),
             }
         }));
+    }
+
+    /// Answered from an empty table, those in line at a crash would be as good as lost.
+    fn holds_commands(&self) -> bool {
+        !self.node.join_state().joined && self.holds_until.is_some_and(|until| self.shared.clock.now() < until)
     }
 
     fn on_command(&mut self, command: Command, ctx: &mut Context<Self>) {
@@ -299,6 +309,10 @@ impl Actor for DhtActor {
         });
         self.shared.starts.send_modify(|starts| *starts += 1);
         self.step(Input::Tick, ctx);
+        if let Some(until) = self.holds_until {
+            let alarm = self.shared.clock.sleep_until(until).into_actor(self);
+            ctx.spawn(alarm.map(|(), actor, ctx| actor.read_commands(ctx)));
+        }
         // Never held back, as nodes may wait for each other.
         pump(ctx, self.shared.inbound.clone(), Self::on_inbound);
     }

@@ -7,11 +7,11 @@ use std::{
     time::Duration,
 };
 
-use actix::Actor;
+use actix::{Actor, Addr};
 use bytes::Bytes;
 use common::*;
 use futures::TryFutureExt;
-use skep_dht::{Dht, DhtConfig, DhtError, DhtId, DhtParts, Freshness, StoreItem};
+use skep_dht::{Dht, DhtActor, DhtConfig, DhtError, DhtId, DhtParts, Freshness, StoreItem};
 use skep_kernel::{ChildSpec, Guardian, GuardianSpec, Intensity, Restart, Seed, Started, Stop, Strategy, Tombstone};
 use skep_rpc::{Bans, Body, Call, Meta, RequestId, Router, RpcError, TensorBody, Transport};
 use skep_testkit::{Sim, SimTransport};
@@ -154,52 +154,87 @@ fn a_command_in_line_survives_the_actor() {
     });
 }
 
+/// The actors of one node so far, the one that runs last.
+type Actors = Arc<Mutex<Vec<Addr<DhtActor>>>>;
+
+/// A node under a guardian, which starts its actor anew whenever that stops.
+async fn supervised(sim: &Sim, first: &Dht) -> (Dht, Actors) {
+    let router = Router::new();
+    let transport = Arc::new(sim.network().node(router.clone()));
+    let parts = DhtParts {
+        transport,
+        router,
+        bans: Bans::new(),
+        clock: sim.clock(),
+        seed: 2,
+        config: DhtConfig::default(),
+        initial_peers: vec![first.local_peer()],
+    };
+    let (dht, make) = Dht::new(parts);
+    let spec = GuardianSpec {
+        name: "root".to_owned(),
+        strategy: Strategy::OneForOne,
+        intensity: Intensity::default(),
+        seed: Seed::new(1),
+    };
+    let guardian = Guardian::start(spec, sim.clock());
+    let actors = Actors::default();
+    let started = actors.clone();
+    let factory = move |tombstone| {
+        let address = make(tombstone).start();
+        started.lock().unwrap().push(address.clone());
+        Started::actor(address)
+    };
+    guardian.supervise(ChildSpec::new("dht", Restart::Permanent), factory).await.unwrap();
+    sim.at_end(async move { guardian.ask_to_stop() });
+    (dht, actors)
+}
+
+async fn stop_actor(actors: &Actors) {
+    let address = actors.lock().unwrap().last().unwrap().clone();
+    address.send(Stop).await.unwrap();
+}
+
 #[test]
 fn a_crashed_node_joins_again_and_its_experts_are_announced_again() {
     Sim::with_seed(8).run(|sim| async move {
         let first = member(&sim, 1, &[]);
-        let router = Router::new();
-        let transport = Arc::new(sim.network().node(router.clone()));
-        let parts = DhtParts {
-            transport,
-            router,
-            bans: Bans::new(),
-            clock: sim.clock(),
-            seed: 2,
-            config: DhtConfig::default(),
-            initial_peers: vec![first.local_peer()],
-        };
-        let (dht, make) = Dht::new(parts);
-        let spec = GuardianSpec {
-            name: "root".to_owned(),
-            strategy: Strategy::OneForOne,
-            intensity: Intensity::default(),
-            seed: Seed::new(1),
-        };
-        let guardian = Guardian::start(spec, sim.clock());
-        let child = ChildSpec::new("dht", Restart::Permanent);
-        let addresses = Arc::new(Mutex::new(Vec::new()));
-        let started = addresses.clone();
-        let factory = move |tombstone| {
-            let address = make(tombstone).start();
-            started.lock().unwrap().push(address.clone());
-            Started::actor(address)
-        };
-        guardian.supervise(child, factory).await.unwrap();
-        sim.at_end(async move { guardian.ask_to_stop() });
+        let (dht, actors) = supervised(&sim, &first).await;
         let announcer = announcer(&sim, &dht, 3);
         announcer.add(uids(&["expert.0"]));
         announcer.ready(within(&sim, 10)).await.unwrap();
 
-        // A permanent child that stops is started anew.
-        let address = addresses.lock().unwrap()[0].clone();
-        address.send(Stop).await.unwrap();
+        stop_actor(&actors).await;
         sim.advance(Duration::from_secs(3)).await;
         assert_eq!(dht.status().starts, 2);
         dht.joined(within(&sim, 10)).await.unwrap();
         assert_eq!((dht.status().nodes, announcer.announced().ready), (1, true));
         let records = dht.status().records;
         assert!(records >= 2, "both records of the expert are held here again, not {records}");
+    });
+}
+
+#[test]
+fn a_question_in_line_at_a_crash_is_answered_by_the_network_and_not_from_an_empty_table() {
+    Sim::with_seed(9).run(|sim| async move {
+        let first = member(&sim, 1, &[]);
+        let expiration = sim.clock().wall() + 1000.0;
+        first.declare_experts(uids(&["e.0.1"]), expiration, within(&sim, 1)).await.unwrap();
+        let (dht, actors) = supervised(&sim, &first).await;
+        dht.joined(within(&sim, 10)).await.unwrap();
+        let find = async |seconds| {
+            let found = dht.find_experts(uids(&["e.0.1"]), Freshness::Latest, within(&sim, seconds)).await;
+            found.unwrap()[0].as_ref().map(|hosted| hosted.value)
+        };
+        stop_actor(&actors).await;
+        let start = sim.now();
+        assert_eq!(find(10).await, Some(first.local_peer()));
+        assert!(sim.now() - start < Duration::from_secs(1));
+        // Nobody to join: it does not wait for ever.
+        sim.network().freeze(first.local_peer());
+        stop_actor(&actors).await;
+        assert_eq!(find(10).await, None);
+        sim.network().restore(first.local_peer());
     });
 }
 

@@ -291,7 +291,9 @@ impl Node {
     /// What of it lives although it was stopped or killed, in words.
     pub(crate) fn remains(&self) -> Option<String> {
         let running = self.state().running.clone()?;
-        let (tasks, timers, rows) = (running.process.tasks(), self.0.clock.timers(), running.life.waiting_rows());
+        let (tasks, timers) = (running.process.tasks(), self.0.clock.timers());
+        // What waited in the memory of a killed node is gone with it.
+        let rows = if self.health() == Health::Killed { 0 } else { running.life.waiting_rows() };
         if !running.process.is_busy() && timers == 0 && rows == 0 {
             return None;
         }

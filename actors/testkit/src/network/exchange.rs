@@ -77,12 +77,14 @@ impl SimNetwork {
         }
         let (callee, caller) = (node.condition.clone(), state.nodes[&from].condition.clone());
         let (ways, random, way) = (&state.ways, &mut state.random, (from, peer));
+        let refused = ways.chance(way, random, |link| link.refusal);
         Ok(Sent {
             caller,
             callee,
             wire: state.wire,
-            refused: ways.chance(way, random, |link| link.refusal),
-            twice: ways.chance(way, random, |link| link.duplication),
+            refused,
+            // What was refused has not arrived, not even once.
+            twice: ways.chance(way, random, |link| link.duplication) && !refused,
             reset: ways.chance(way, random, |link| link.reset),
             silent: ways.chance(way, random, |link| link.silence),
         })
