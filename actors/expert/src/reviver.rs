@@ -21,7 +21,7 @@ impl Reviver {
     /// Watches the expert until it has stopped.
     pub async fn run(self, expert: ExpertHandle) {
         let uid = expert.uid();
-        let mut log = RestartLog::new(Intensity::default(), self.seed.clone());
+        let mut log = RestartLog::new(Intensity::default(), self.seed);
         let mut history = History::new(Restart::Transient);
         history.on_start(self.clock.now());
         let mut state = expert.watch_state();

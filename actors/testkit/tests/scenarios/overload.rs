@@ -164,8 +164,10 @@ fn cold_experts_are_served_beside_a_hot_one() {
     let [hot, cold @ ..] = &served[..] else { unreachable!("five experts") };
     assert!(cold.iter().all(|cold| cold.answered == cold.offered), "{cold:?}");
     let slowest = cold.iter().map(|cold| cold.slowest).max().unwrap();
-    // A batch of the hot one, and one of each other.
-    assert!(slowest < millis(2 * 49), "{slowest:?}");
+    // At worst its expert has just begun a batch, and then come one of the hot one and one of each cold one; of those a
+    // batch is what arrived meanwhile, at 16 rows a second hardly more than five.
+    let (hot_batch, cold_batch) = (millis(49), millis(1 + 5 * 3));
+    assert!(slowest < hot_batch + 5 * cold_batch, "{slowest:?}");
     let goodput = per_second(&served) / peak;
     assert!(goodput >= 0.9, "{goodput} of the peak");
     watch.report(format!(
