@@ -27,7 +27,7 @@ pub enum CheckpointCommand {
     /// Show the checkpoints of a folder
     List(List),
     /// Take over the checkpoints of a hivemind server
-    Import(Import),
+    Import(Box<Import>),
     /// Write checkpoints for a hivemind server
     Export(Export),
 }

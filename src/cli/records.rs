@@ -159,7 +159,7 @@ impl Store {
             return Err(Error::NotStored { key: self.key }.into());
         }
         if self.json {
-            let subkey = subkey.as_ref().map(|subkey| show(subkey));
+            let subkey = subkey.as_ref().map(show);
             println!("{:#}", json!({"key": self.key, "subkey": subkey, "expiration": expiration.0}));
         } else {
             println!("stored {} for {} s", self.key, self.expiration);

@@ -95,7 +95,7 @@ async fn offer(sim: &Sim, hive: &Hive, transport: &SharedTransport, rate: f64, w
                     let outcome = call.send(transport, within(sim, PATIENCE)).await;
                     (expert, sim.now() - started, outcome)
                 });
-                if number % 16 == 0 {
+                if number.is_multiple_of(16) {
                     let waiting = hive.servers()[0].server().status().experts.into_iter().map(|e| e.waiting_rows);
                     assert!(waiting.max().unwrap() <= LINE, "no line is longer than it may be");
                 }

@@ -114,8 +114,8 @@ async fn schedule(sim: Sim) -> Vec<bool> {
         let takes = takes[expert].filter(|_| !random.random_bool(0.2));
         takes.map(|takes| takes * factor)
     });
-    for expert in 0..EXPERTS {
-        match takes[expert] {
+    for (expert, takes) in takes.iter().enumerate() {
+        match takes {
             None => node(expert).freeze(),
             Some(_) => node(expert).slow(factor as f64),
         }
