@@ -188,10 +188,11 @@ impl Session {
         let deadline = expert.host().client().deadline(Duration::from_secs(60));
         let calls = inputs.into_iter().map(|input| {
             let host = expert.host().clone();
-            std::thread::spawn(move || host.forward_wait(vec![input], deadline))
+            let call = move || host.forward_wait(vec![input], deadline);
+            std::thread::Builder::new().name("call".to_owned()).spawn(call)
         });
         let mut answer = Answer::default();
-        for call in calls.collect::<Vec<_>>() {
+        for call in calls.collect::<std::io::Result<Vec<_>>>()? {
             match call.join().expect("a call does not panic") {
                 Ok(outputs) => {
                     let output = to_tensor(outputs.into_iter().next().ok_or("an answer without outputs")?)?;
