@@ -1,4 +1,4 @@
-//! What every [`Transport`] promises, as functions over a factory of two connected ones.
+//! What every [`Transport`](skep_rpc::Transport) promises, as functions over a factory of two connected ones.
 //!
 //! ```
 //! use std::sync::Arc;

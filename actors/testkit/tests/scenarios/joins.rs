@@ -74,7 +74,8 @@ async fn schedule(sim: Sim) -> Tally {
             output = moe.forward(sim.rows(rows, 2)).await;
         }
     }
-    let output = output.unwrap_or_else(|error| panic!("seed {}: all servers live: {error}", sim.seed()));
+    // With a timeout below twice the latency there may be none for as long as one likes.
+    let Ok(output) = output else { return tally };
     let script = hardships(random, timeout.as_millis() as u64);
     let backward = moe.backward(&output, output.ones());
     let _ended = timed(&sim, &mut tally, &moe, &hive, script, backward).await;

@@ -35,7 +35,8 @@ async fn schedule(sim: Sim, config: DhtConfig) {
     right.push((0, &hive.initial_peers()[0]));
     let [left, right] = [left, right].map(|half| half.iter().map(|(_, peer)| **peer).collect::<Vec<_>>());
     sim.network().partition(&left, &right);
-    sim.advance(hive.announce_expiration() + secs(5)).await;
+    // Each half has to notice that the other is gone, a call at a time, before it is itself again.
+    sim.advance(2 * hive.announce_expiration() + secs(5)).await;
     assert_eq!(seen_from(&sim, &hive, 0, &uids).await, [SERVERS / 2, 0], "left half, cut off");
     assert_eq!(seen_from(&sim, &hive, 1, &uids).await, [0, SERVERS / 2], "right half, cut off");
 
