@@ -53,7 +53,7 @@ mod tests {
     #[tokio::test]
     async fn those_who_wait_are_told_in_the_order_in_which_they_came() {
         let (signal, order) = (Signal::new(false), Arc::new(Mutex::new(Vec::new())));
-        let waiters = (0..64).map(|number| {
+        let waiters = (0..32).map(|number| {
             let (signal, order) = (signal.clone(), order.clone());
             tokio::spawn(async move {
                 signal.until(|on| on.then_some(())).await;
@@ -64,6 +64,6 @@ mod tests {
         tokio::task::yield_now().await;
         signal.set(true);
         futures::future::join_all(waiters).await;
-        assert_eq!(*order.lock().unwrap(), (0..64).collect::<Vec<_>>());
+        assert_eq!(*order.lock().unwrap(), (0..32).collect::<Vec<_>>());
     }
 }
