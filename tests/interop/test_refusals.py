@@ -52,7 +52,7 @@ def test_a_wrong_line_of_the_configuration_is_shown(tmp_path, line, said):
 
 
 def test_a_pattern_with_too_few_places_is_refused():
-    text = refusal("serve", "--num_experts", 3, "--expert_pattern", "x.[0:2]", code=FAILED)
+    text = refusal("serve", "--num_experts", 3, "--expert_pattern", "x.[0:2]", code=USAGE)
     assert "x.[0:2]" in text and "3" in text
 
 
