@@ -12,6 +12,7 @@ use libp2p_identity::PeerId;
 use skep_kernel::Moment;
 #[cfg(feature = "torch")]
 use skep_torch::Schedule;
+#[cfg(feature = "torch")]
 use skep_wire::Compression;
 
 use crate::{

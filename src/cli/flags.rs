@@ -1,12 +1,11 @@
 //! Options as configuration: each given flag becomes one key of the topmost layer.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use figment::value::{Dict, Value};
 use serde::Serialize;
 
-use super::Failure;
 use crate::config::{ConfigError, Flags, Loaded, load};
 
 /// Options of every command that reads the configuration.
@@ -92,9 +91,10 @@ pub struct ServerFlags {
     stats_report_interval: Option<f64>,
 }
 
+#[cfg(feature = "torch")]
 impl ServerFlags {
     /// Only the folder of checkpoints.
-    pub fn checkpoints_in(folder: &Path) -> Self {
+    pub fn checkpoints_in(folder: &std::path::Path) -> Self {
         Self { checkpoint_dir: Some(folder.to_path_buf()), ..Self::default() }
     }
 }
@@ -219,12 +219,13 @@ fn no_effect(options: &[(&str, bool)]) {
     }
 }
 
+#[cfg(feature = "torch")]
 impl HivemindFlags {
     /// Refuses what cannot be done.
-    pub fn check(&self) -> Result<(), Failure> {
+    pub fn check(&self) -> Result<(), super::Failure> {
         match &self.custom_module_path {
             None => Ok(()),
-            Some(path) => Err(Failure::Usage(format!(
+            Some(path) => Err(super::Failure::Usage(format!(
                 "--custom_module_path {}: a Python file cannot be hosted; export the module as TorchScript \
                  (torch.jit.script(module).save(\"expert.pt\")) and name it in an [[experts]] section: \
                  module = \"expert.pt\"",
