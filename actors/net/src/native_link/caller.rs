@@ -12,7 +12,7 @@ use skep_kernel::{Deadline, Moment, SharedClock};
 use skep_rpc::{Answer, RpcError, Step};
 use skep_wire::{
     Method,
-    frame::native::{self, AnswerHead, Event, Header, MAX_SMALL_BODY, RequestHead, micros},
+    frame::native::{self, AnswerHead, Event, Failure, Header, MAX_SMALL_BODY, RequestHead, micros},
 };
 use tokio::sync::{oneshot, watch};
 use tracing::debug;
@@ -266,7 +266,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
             }
             Event::Body { id, bytes } => self.on_body(id, bytes)?,
             Event::Error { id, failure } => {
-                self.reply(id, Err(convert::failure_in(failure).into_rpc(self.peer)));
+                let error = self.failed(id, failure);
+                self.reply(id, Err(error));
                 self.stop_sending(id)?;
             }
             Event::Credit(bytes) => lane(&mut self.lanes, index)?.writer.allow(bytes),
@@ -275,6 +276,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
             Event::Cancel(_) => return Err(Broken::Unexpected("a cancellation")),
         }
         Ok(())
+    }
+
+    /// What a failure is to the caller. Both sides keep the deadline; whichever is first, it is the same end.
+    fn failed(&self, id: u64, failure: Failure) -> RpcError {
+        match (failure, self.open.get(&id)) {
+            (Failure::Deadline, Some(call)) => {
+                let waited = self.clock.now().since(call.since);
+                RpcError::Deadline { peer: self.peer, step: Step::Exchange, waited }
+            }
+            (failure, _) => convert::failure_in(failure).into_rpc(self.peer),
+        }
     }
 
     fn on_body(&mut self, id: u64, bytes: bytes::Bytes) -> Result<(), Broken> {
