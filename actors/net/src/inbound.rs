@@ -3,7 +3,6 @@
 //! Every call ends: reading, serving and answering have their deadlines, and a caller who leaves takes the work along.
 
 use std::{
-    panic::AssertUnwindSafe,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -12,10 +11,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{AsyncWriteExt as _, FutureExt as _};
+use futures::AsyncWriteExt as _;
 use libp2p::{PeerId, Stream};
 use prost::Message as _;
-use skep_kernel::{Deadline, SharedClock, time::before};
+use skep_kernel::{Deadline, SharedClock, panics::contain_future, time::before};
 use skep_rpc::{Answer, Body, Inbound, Meta, RequestId, Router, ServeError, Service as _, TensorBody};
 use skep_wire::{
     Framing, Method,
@@ -272,23 +271,14 @@ impl Server {
         let deadline = Deadline::after(self.clock.now(), self.timeouts.legacy_deadline);
         let meta = Meta { deadline, request_id: RequestId(rand::random()), trace: None };
         let inbound = Inbound { peer, method, body, meta, knows_overload: false };
-        let work = async { self.router.serve(inbound).await };
-        // A panic must cost its own caller an answer and nobody else anything.
-        let work = before(&*self.clock, deadline, AssertUnwindSafe(work).catch_unwind());
+        let work = before(&*self.clock, deadline, serve_contained(&self.router, inbound));
         tokio::select! {
             biased;
             () = io::caller_left(stream) => {
                 Counters::add(&self.counters.calls_in_left);
                 Err(Dropped::CallerLeft)
             }
-            done = work => Ok(match done {
-                Ok(Ok(outcome)) => outcome,
-                Ok(Err(_panic)) => {
-                    warn!(%peer, %method, "a service panicked");
-                    Err(ServeError::Internal(format!("{method} failed: its service panicked")))
-                }
-                Err(_elapsed) => Err(ServeError::Deadline),
-            }),
+            done = work => Ok(done.unwrap_or(Err(ServeError::Deadline))),
         }
     }
 
@@ -383,4 +373,13 @@ fn stream_frames(body: Body) -> Result<Vec<Bytes>, FrameError> {
 fn too_large(method: Method, error: FrameError) -> ServeError {
     let hint = method.stream_name().map(|name| format!("; call {name} instead")).unwrap_or_default();
     ServeError::Invalid(format!("the answer is too large for a unary call: {error}{hint}"))
+}
+
+/// Serves a call on either wire. A panic costs its own caller an answer and nobody else anything.
+pub(crate) async fn serve_contained(router: &Router, inbound: Inbound) -> Result<Answer, ServeError> {
+    let (peer, method) = (inbound.peer, inbound.method);
+    contain_future(async { router.serve(inbound).await }).await.unwrap_or_else(|panic| {
+        warn!(%peer, %method, panic, "a service panicked");
+        Err(ServeError::Internal(format!("{method} failed: its service panicked")))
+    })
 }

@@ -221,6 +221,16 @@ proptest! {
     }
 }
 
+/// Played, a schedule ends when the rules in so many words say, and each row has as many answers.
+fn ends_as_said(schedule: &Schedule) -> Result<(), TestCaseError> {
+    let (ends, answers) = in_so_many_words(schedule);
+    let Played { ended, joined, .. } = play(schedule);
+    prop_assert_eq!(ended, ends);
+    let won: Vec<usize> = joined.winners.chunks(schedule.k).map(|row| row.iter().flatten().count()).collect();
+    prop_assert_eq!(won, answers);
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(schedules(2_000))]
 
@@ -228,21 +238,13 @@ proptest! {
     fn forward_waits_for_k_min_answers_per_row_and_so_long_after_them(schedule in schedule()) {
         // Nobody else can be found, and a row that is lost makes the others worthless.
         let schedule = Schedule { replan_at: None, needs_every_row: true, ..schedule };
-        let (ends, answers) = in_so_many_words(&schedule);
-        let Played { ended, joined, .. } = play(&schedule);
-        prop_assert_eq!(ended, ends);
-        let won: Vec<usize> = joined.winners.chunks(schedule.k).map(|row| row.iter().flatten().count()).collect();
-        prop_assert_eq!(won, answers);
+        ends_as_said(&schedule)?;
     }
 
     #[test]
     fn backward_waits_for_rows_that_can_have_backward_k_min_answers_and_so_long_after_them(schedule in schedule()) {
         let schedule = Schedule { replan_at: None, needs_every_row: false, ..schedule };
-        let (ends, answers) = in_so_many_words(&schedule);
-        let Played { ended, joined, .. } = play(&schedule);
-        prop_assert_eq!(ended, ends);
-        let won: Vec<usize> = joined.winners.chunks(schedule.k).map(|row| row.iter().flatten().count()).collect();
-        prop_assert_eq!(won, answers);
+        ends_as_said(&schedule)?;
     }
 
     /// A row that is short when it may be planned again gets its other experts, and their answers count.

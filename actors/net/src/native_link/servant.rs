@@ -5,26 +5,28 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    panic::AssertUnwindSafe,
     sync::{Arc, Mutex},
     task::Context,
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures::{AsyncRead, AsyncWrite, FutureExt as _, task::AtomicWaker};
+use futures::{AsyncRead, AsyncWrite, task::AtomicWaker};
 use libp2p::PeerId;
 use skep_kernel::{Deadline, Moment, SharedClock};
-use skep_rpc::{Answer, Inbound, Meta, RequestId, ServeError, Service as _};
+use skep_rpc::{Answer, Inbound, Meta, RequestId, ServeError};
 use skep_wire::frame::{
     FrameError,
     native::{AnswerHead, Event, Header, Lane as Which, MAX_SMALL_BODY, RequestHead},
 };
 use tokio::{sync::OwnedSemaphorePermit, task::AbortHandle};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{Broken, Context as Node, alarm::Alarm, convert, lane::Lane};
-use crate::{inbound::Visit, status::Counters};
+use crate::{
+    inbound::{Visit, serve_contained},
+    status::Counters,
+};
 
 /// Frames without a body that wait to be written, refusals above all. Nothing is read while there are more.
 const MAX_CONTROLS: usize = 1024;
@@ -267,12 +269,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
         let inbound = Inbound { peer, method, body, meta, knows_overload: true };
         let done = self.done.clone();
         let task = tokio::spawn(async move {
-            let work = async { server.router.serve(inbound).await };
-            // A panic must cost its own caller an answer and nobody else anything.
-            let outcome = AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_panic| {
-                warn!(%peer, %method, "a service panicked");
-                Err(ServeError::Internal(format!("{method} failed: its service panicked")))
-            });
+            let outcome = serve_contained(&server.router, inbound).await;
             drop(held);
             done.answers.lock().expect(UNPOISONED).push((id, outcome));
             done.waker.wake();
