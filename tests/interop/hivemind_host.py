@@ -57,10 +57,11 @@ def main():
                 experts |= backends(**group)
             periods = {key: options[key] for key in ("update_period", "expiration", "checkpoint_dir")}
             dht = hivemind.DHT(start=True, **node)
-            server = hivemind.Server(dht, experts, num_connection_handlers=2, device="cpu", start=True, **periods)
+            server = hivemind.Server(dht, experts, num_connection_handlers=2, device="cpu", start=False, **periods)
         else:
             optimizer = optimizer_of(options.pop("optimizer"))
-            server = hivemind.Server.create(**options, optim_cls=optimizer, num_handlers=2, start=True)
+            server = hivemind.Server.create(**options, optim_cls=optimizer, num_handlers=2, start=False)
+        start_without_forking_under_locks(server)
         dht, shutdown = server.dht, server.shutdown
         if first is not None:
             store_experts(server.module_backends, first)
@@ -73,6 +74,23 @@ def main():
     if command == "serve" and options["checkpoint_dir"] is not None:
         store_experts(server.module_backends, options["checkpoint_dir"])
     shutdown()
+
+
+def start_without_forking_under_locks(server):
+    """Announces only once all processes are forked.
+
+    hivemind announces in a thread beside the one that forks. A child that is forked while that thread holds a lock of
+    the standard library (tempfile's, seen in one start of eight) waits for it for ever, and the server never gets ready.
+    """
+    announcing = server.dht_handler_thread
+    announce = announcing.run
+
+    def announce_when_ready():
+        server.ready.wait()
+        announce()
+
+    announcing.run = announce_when_ready
+    server.run_in_background(await_ready=True)
 
 
 def backends(
