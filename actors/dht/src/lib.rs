@@ -23,5 +23,5 @@ pub use announcer::{Announced, Announcer, AnnouncerActor};
 pub use config::{BadDhtConfig, DhtConfig};
 pub use handle::{Dht, DhtParts};
 pub use key::{DhtId, DhtKey};
-pub use lookup::{ListLimits, Listed};
+pub use lookup::{ListLimits, Listed, ListedSuccessors};
 pub use messages::{DhtError, DhtStatus, Freshness, Hosted, StoreItem, Stored, SuccessorTable, Successors, Timed};

@@ -20,6 +20,9 @@ pub struct Listed {
     pub hosted: Hosted,
 }
 
+/// The next coordinates that exist under a prefix, each with an expert that proves it.
+pub type ListedSuccessors = BTreeMap<u64, Listed>;
+
 /// How far a listing looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListLimits {
@@ -57,7 +60,21 @@ impl Dht {
         prefixes: Vec<ExpertPrefix>,
         deadline: Deadline,
     ) -> Result<SuccessorTable, DhtError> {
-        let found = self.entries(&prefixes, Freshness::Valid, deadline).await?;
+        let listed = self.list_successors(prefixes, Freshness::Valid, deadline).await?;
+        let plain = |listed: ListedSuccessors| -> Successors {
+            listed.into_iter().map(|(coordinate, Listed { uid, hosted })| (coordinate, (uid, hosted.value))).collect()
+        };
+        Ok(listed.into_iter().map(|(prefix, listed)| (prefix, plain(listed))).collect())
+    }
+
+    /// As [`successors`](Self::successors), with how long each entry holds, for those who remember them.
+    pub async fn list_successors(
+        &self,
+        prefixes: Vec<ExpertPrefix>,
+        freshness: Freshness,
+        deadline: Deadline,
+    ) -> Result<BTreeMap<ExpertPrefix, ListedSuccessors>, DhtError> {
+        let found = self.entries(&prefixes, freshness, deadline).await?;
         Ok(prefixes.into_iter().zip(found.into_iter().map(successors)).collect())
     }
 
@@ -256,15 +273,15 @@ impl Listing {
 }
 
 /// A one-dimensional expert stands under its own coordinate.
-fn successors(entries: BTreeMap<i64, Exemplar>) -> Successors {
-    let mut successors = Successors::new();
-    for (coordinate, Exemplar { uid, peer, .. }) in entries {
+fn successors(entries: BTreeMap<i64, Exemplar>) -> ListedSuccessors {
+    let mut successors = ListedSuccessors::new();
+    for (coordinate, Exemplar { uid, peer, expiration }) in entries {
         let coordinate = match coordinate {
             FLAT => uid.coordinates().and_then(|coordinates| coordinates.last().copied()),
             other => u64::try_from(other).ok(),
         };
         if let Some(coordinate) = coordinate {
-            successors.insert(coordinate, (uid, peer));
+            successors.insert(coordinate, Listed { uid, hosted: Hosted { value: peer, expiration } });
         }
     }
     successors

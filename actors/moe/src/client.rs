@@ -20,7 +20,7 @@ pub struct Client {
     pub clock: SharedClock,
     /// Runs futures on the system thread.
     pub spawner: Spawner,
-    /// Seed of request ids. No two processes may share it within ten minutes: servers take a repeated id for a retry.
+    /// Seed of request ids and of the moments of background reads. No two processes may share it within ten minutes: servers take a repeated id for a retry.
     pub seed: u64,
 }
 

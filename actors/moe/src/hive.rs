@@ -3,32 +3,29 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
 };
 
 use libp2p_identity::PeerId;
-use skep_dht::{DhtError, Successors};
-use skep_kernel::{Deadline, Moment, time::before};
+use skep_dht::{DhtError, Freshness, ListedSuccessors, Successors};
+use skep_kernel::{Deadline, Moment, Seed, time::before};
 use skep_rpc::{Bans, RpcError};
 use skep_wire::{ExpertInfo, ExpertPrefix, ExpertUid, HostTensor};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tracing::debug;
 
 use crate::{
     Client, GridScores, MoeConfig, MoeError,
     beam::{BeamSearch, Candidate, Grid},
-    cache::PrefixCache,
+    cache::{Due, PrefixCache},
     expert_call::{ExpertCall, fetch_info},
     gather::Layout,
+    refresher,
 };
 
 /// Calls of one mixture under way at once; as many substreams as one connection carries.
 const MAX_CALLS_IN_FLIGHT: usize = 256;
 /// Prefixes and schemas that a mixture remembers, each.
 const MAX_REMEMBERED: usize = 16_384;
-/// How long reading prefixes anew may take.
-const REFRESH_PATIENCE: Duration = Duration::from_secs(15);
-
 /// What the calls of one mixture share.
 pub(crate) struct Hive {
     pub client: Client,
@@ -39,10 +36,20 @@ pub(crate) struct Hive {
     /// that cannot be reached are in the runtime's list.
     late: Bans,
     memory: Mutex<Memory>,
+    /// Tells the refresher that there is more to do, or that nobody has this any more.
+    news: Arc<Notify>,
+}
+
+impl Drop for Hive {
+    fn drop(&mut self) {
+        self.news.notify_one();
+    }
 }
 
 struct Memory {
     prefixes: PrefixCache,
+    /// Somebody sees to it that prefixes in use are read again.
+    refreshed: bool,
     schemas: BTreeMap<(ExpertUid, PeerId), Arc<ExpertInfo>>,
     /// What experts of this mixture answer; known once one has.
     layout: Option<Layout>,
@@ -61,9 +68,11 @@ impl Hive {
     pub fn new(client: Client, config: MoeConfig) -> Result<Self, MoeError> {
         let prefix = config.check()?;
         let grid = Grid { prefix, sizes: config.grid_size.clone(), k_best: config.k_best };
-        let memory = Memory { prefixes: PrefixCache::new(MAX_REMEMBERED), schemas: BTreeMap::new(), layout: None };
-        let permits = Semaphore::new(MAX_CALLS_IN_FLIGHT);
-        Ok(Self { client, config, grid, permits, late: Bans::new(), memory: Mutex::new(memory) })
+        let seed = Seed::new(client.seed).derive("prefixes").derive(&config.uid_prefix);
+        let prefixes = PrefixCache::new(MAX_REMEMBERED, seed);
+        let memory = Memory { prefixes, refreshed: false, schemas: BTreeMap::new(), layout: None };
+        let (permits, news) = (Semaphore::new(MAX_CALLS_IN_FLIGHT), Arc::default());
+        Ok(Self { client, config, grid, permits, late: Bans::new(), memory: Mutex::new(memory), news })
     }
 
     /// Monotonic now.
@@ -114,59 +123,59 @@ impl Hive {
             if wanted.is_empty() {
                 return Ok(search.finish());
             }
-            let (mut unknown, mut stale) = (Vec::new(), Vec::new());
-            {
-                let (now, mut memory) = (self.now(), self.memory());
-                for prefix in wanted {
-                    match memory.prefixes.get(now, &prefix) {
-                        Some(cached) => {
-                            search.learn(&prefix, &cached.successors);
-                            stale.extend(cached.is_stale.then_some(prefix));
-                        }
-                        None => unknown.push(prefix),
-                    }
-                }
-            }
-            if !stale.is_empty() {
-                self.refresh(stale);
-            }
+            let unknown = self.learn_what_is_known(&mut search, wanted);
             if unknown.is_empty() {
                 continue;
             }
-            for (prefix, successors) in self.read(unknown, deadline).await? {
-                search.learn(&prefix, &successors);
+            let found = look_up(&self.client, unknown.clone(), Freshness::Valid, deadline).await?;
+            self.remember(found);
+            for prefix in self.learn_what_is_known(&mut search, unknown) {
+                // So soon gone, or more than is remembered.
+                search.learn(&prefix, &Successors::new());
             }
         }
     }
 
-    /// Reads successors from the DHT and remembers them.
-    async fn read(
-        &self,
-        prefixes: Vec<ExpertPrefix>,
-        deadline: Deadline,
-    ) -> Result<Vec<(ExpertPrefix, Arc<Successors>)>, DhtError> {
-        let lookup = self.client.dht.successors(prefixes.clone(), deadline);
-        let mut table = before(&*self.client.clock, deadline, lookup).await.map_err(|_| DhtError::Deadline)??;
+    /// Tells the search what is remembered and sees to it that this is read again in time; the other prefixes come back.
+    fn learn_what_is_known(self: &Arc<Self>, search: &mut BeamSearch, wanted: Vec<ExpertPrefix>) -> Vec<ExpertPrefix> {
+        let mut unknown = Vec::new();
         let (now, mut memory) = (self.now(), self.memory());
-        let found = prefixes.into_iter().map(|prefix| {
-            let successors = Arc::new(table.remove(&prefix).unwrap_or_default());
-            memory.prefixes.insert(now, prefix.clone(), successors.clone());
-            (prefix, successors)
-        });
-        Ok(found.collect())
+        let earlier = memory.prefixes.next_due();
+        for prefix in wanted {
+            match memory.prefixes.get(now, &prefix) {
+                Some(successors) => search.learn(&prefix, &successors),
+                None => unknown.push(prefix),
+            }
+        }
+        let next = memory.prefixes.next_due();
+        if next == earlier {
+            return unknown;
+        }
+        let is_first = !std::mem::replace(&mut memory.refreshed, true);
+        drop(memory);
+        if !is_first {
+            self.news.notify_one();
+        } else if !refresher::start(self, self.news.clone()) {
+            debug!(prefix = %self.grid.prefix, "the runtime stops: experts are not read again");
+            self.memory().refreshed = false;
+        }
+        unknown
     }
 
-    /// Reads these prefixes anew while the search goes on with what is known.
-    fn refresh(self: &Arc<Self>, prefixes: Vec<ExpertPrefix>) {
-        let (hive, deadline) = (self.clone(), self.client.deadline(REFRESH_PATIENCE));
-        let started = self.client.spawner.spawn(async move {
-            if let Err(error) = hive.read(prefixes, deadline).await {
-                debug!(prefix = %hive.grid.prefix, %error, "experts are not read anew yet");
-            }
-        });
-        if !started {
-            debug!(prefix = %self.grid.prefix, "the runtime stops: experts are not read anew");
+    /// Remembers what was read just now.
+    pub fn remember(&self, found: BTreeMap<ExpertPrefix, ListedSuccessors>) {
+        let (now, wall, mut memory) = (self.now(), self.client.clock.wall(), self.memory());
+        for (prefix, successors) in found {
+            memory.prefixes.insert(now, wall, prefix, successors);
         }
+    }
+
+    /// What the refresher is to do next; nothing: it ends, unless it still has reads under way.
+    pub fn take_due(&self, limit: usize, has_more: bool) -> Due {
+        let (now, mut memory) = (self.now(), self.memory());
+        let due = memory.prefixes.take_due(now, limit);
+        memory.refreshed = has_more || due != Due::Nothing;
+        due
     }
 
     /// Calls an expert and remembers how that went.
@@ -231,4 +240,15 @@ impl Hive {
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().expect("nothing panics while it holds the memory")
     }
+}
+
+/// Reads successors from the DHT.
+pub(crate) async fn look_up(
+    client: &Client,
+    prefixes: Vec<ExpertPrefix>,
+    freshness: Freshness,
+    deadline: Deadline,
+) -> Result<BTreeMap<ExpertPrefix, ListedSuccessors>, DhtError> {
+    let lookup = client.dht.list_successors(prefixes, freshness, deadline);
+    before(&*client.clock, deadline, lookup).await.map_err(|_| DhtError::Deadline)?
 }

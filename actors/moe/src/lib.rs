@@ -17,6 +17,7 @@ mod hive;
 mod join;
 mod mixture;
 mod plan;
+mod refresher;
 mod remote;
 mod scores;
 

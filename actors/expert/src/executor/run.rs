@@ -136,6 +136,8 @@ fn run_batch(expert: &Expert, kind: Kind, tasks: Vec<Task>) {
     Counters::add(counter, tasks.len());
     let mut slot = expert.slot();
     let outcome = attempt(expert, &mut slot, kind, &tasks);
+    // Before the answers: who has one sees its step counted.
+    count_steps(expert, &slot);
     match outcome {
         Ok(parts) => {
             for (task, part) in tasks.into_iter().zip(parts) {
@@ -145,7 +147,9 @@ fn run_batch(expert: &Expert, kind: Kind, tasks: Vec<Task>) {
         Err(Failure::BeforeStep(_)) if tasks.len() > 1 => {
             debug!(uid = %expert.uid, tasks = tasks.len(), "batch failed; its tasks run one by one");
             for task in tasks {
-                match alone(expert, &mut slot, kind, &task) {
+                let outcome = alone(expert, &mut slot, kind, &task);
+                count_steps(expert, &slot);
+                match outcome {
                     Ok(part) => task.answer(Ok(part)),
                     Err(failure) => failure.answer(expert, [task]),
                 }
@@ -153,7 +157,6 @@ fn run_batch(expert: &Expert, kind: Kind, tasks: Vec<Task>) {
         }
         Err(failure) => failure.answer(expert, tasks),
     }
-    count_steps(expert, &slot);
 }
 
 fn count_steps(expert: &Expert, slot: &Slot) {
