@@ -1,4 +1,4 @@
-//! Hosts an expert class of one's own: a gated block of two inputs, written in Rust, registered by name.
+//! Hosts an expert class of one's own: a gated block of several inputs and outputs, written in Rust, registered by name.
 //!
 //! `cargo run --example custom_expert` hosts, trains and calls it in one process. With arguments it is the whole `skep`
 //! command with one class more, for example
@@ -13,8 +13,8 @@ use skep::{
     wire::{DType, ExpertInfo, Nested, TensorDescriptor},
 };
 
-/// `x · sigmoid(W·condition) · (row is kept)`: `x` and `condition` are `[batch, hidden]`, the keyword input `keep` is
-/// `[batch]` of bools.
+/// `(x, (condition, shift), keep) → {"gate": g, "y": (x · g + shift) · (row is kept)}` with `g = sigmoid(W·condition)`: all
+/// are `[batch, hidden]`, but the keyword input `keep`, `[batch]` of bools.
 struct Gated {
     hidden_dim: usize,
     weight: Tensor,
@@ -37,18 +37,24 @@ impl ExpertModule for Gated {
 
     fn info(&self) -> ExpertInfo {
         let rows = TensorDescriptor::batched(DType::F32, &[self.hidden_dim]);
-        let mut info = ExpertInfo::simple(rows.clone(), rows.clone().with_grad());
-        info.args.push(Nested::Leaf(rows));
-        info.kwargs.insert("keep".to_owned(), Nested::Leaf(TensorDescriptor::batched(DType::Bool, &[])));
-        info.keyword_names.push("keep".to_owned());
-        info
+        let (input, output) = (|| Nested::Leaf(rows.clone()), || Nested::Leaf(rows.clone().with_grad()));
+        let keep = Nested::Leaf(TensorDescriptor::batched(DType::Bool, &[]));
+        ExpertInfo {
+            args: vec![input(), Nested::Tuple(vec![input(), input()])],
+            kwargs: [("keep".to_owned(), keep)].into(),
+            outputs: Nested::Map([("gate".to_owned(), output()), ("y".to_owned(), output())].into()),
+            keyword_names: vec!["keep".to_owned()],
+        }
     }
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
-        // In the order of the schema: positional inputs, then keyword inputs by name.
-        let [x, condition, keep] = inputs else { return Err(TchError::Shape("three inputs are expected".into())) };
+        // In the order of the schema: positional inputs, depth first, then keyword inputs by name.
+        let [x, condition, shift, keep] = inputs else {
+            return Err(TchError::Shape("four inputs are expected".into()));
+        };
         let gate = condition.f_linear(&self.weight, None::<&Tensor>)?.f_sigmoid()?;
-        Ok(vec![x.f_mul(&gate)?.f_mul(&keep.f_unsqueeze(-1)?)?])
+        let y = x.f_mul(&gate)?.f_add(shift)?.f_mul(&keep.f_unsqueeze(-1)?)?;
+        Ok(vec![gate, y])
     }
 
     fn parameters(&self) -> Vec<(String, Tensor)> {
@@ -77,11 +83,12 @@ fn try_it() -> Result<(), Box<dyn std::error::Error>> {
     let client = Runtime::client(hive.addresses())?;
     let expert = RemoteExpert::find(&client, "gated.0")?;
     let x = Tensor::randn([8, 16], (Kind::Float, Device::Cpu));
+    let shift = Tensor::zeros_like(&x);
     let keep = Tensor::from_slice(&[true, true, true, false, true, true, true, true]);
     for step in 0..5 {
         // Keyword inputs follow the positional ones in the order of their names.
-        let y = expert.forward(&[&x, &x, &keep])?;
-        let loss = (&y[0] - &x).square().mean(Kind::Float);
+        let outputs = expert.forward(&[&x, &x, &shift, &keep])?;
+        let loss = (&outputs[1] - &x).square().mean(Kind::Float);
         println!("step {step}: loss {:.4}", loss.double_value(&[]));
         loss.backward();
     }

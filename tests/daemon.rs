@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::fs;
+use std::{fs, sync::mpsc, time::Duration};
 
 use common::*;
 
@@ -106,6 +106,33 @@ fn a_killed_server_comes_back_as_the_same_peer_and_is_found_again() {
     let call = skep(&["call", "back.0", "--peer", &join]);
     assert!(call.status.success(), "{}", String::from_utf8_lossy(&call.stderr));
     fs::remove_file(key).expect("the key was made");
+}
+
+#[test]
+fn a_signal_in_the_middle_of_calls_ends_it_within_five_seconds_and_leaves_no_caller_waiting() {
+    // One executor and half a second for each of twenty calls, of which a stop waits for less than four seconds.
+    let config = temporary("busy.toml");
+    fs::write(&config, "[server]\nexecutors = 1\n").expect("the temporary folder can be written");
+    let nop = ["--expert_cls", "nop_delay", "--hidden_dim", "16", "--config", config.to_str().expect("a UTF-8 path")];
+    let mut server = Daemon::start(&[&["serve", "--expert_pattern", "busy.[0:20]"], &nop[..]].concat());
+    let runtime = skep::Runtime::client([server.address().parse().expect("an address")]).expect("it joins");
+    let client: &skep::moe::Client = runtime.as_ref();
+    let deadline = || client.deadline(PATIENCE);
+    let (tell, ends) = mpsc::sync_channel(20);
+    for i in 0..20 {
+        let uid = format!("busy.{i}").parse().expect("a uid");
+        let found = skep::RemoteExpert::find_wait(client, &uid, deadline());
+        let (expert, deadline) = (found.expect("an answer").expect("it is announced"), deadline());
+        let tell = tell.clone();
+        let x = skep::wire::HostTensor::from_f32([1, 16], &[0.5; 16]).expect("it fits");
+        std::thread::spawn(move || tell.send(expert.forward_wait(vec![x], deadline).is_ok()));
+    }
+    assert!(ends.recv_timeout(PATIENCE).expect("a call ends"), "the first call is answered");
+    // What it could not finish is no success.
+    assert_eq!(server.ends_within(Duration::from_secs(5)).code(), Some(1));
+    let others: Vec<bool> = (1..20).map(|_| ends.recv_timeout(PATIENCE).expect("no caller waits on")).collect();
+    assert!(others.contains(&false), "the work was too little for this test");
+    fs::remove_file(config).expect("it was made");
 }
 
 #[test]

@@ -24,6 +24,7 @@ fn main() {
         .include(include.join("torch/csrc/api/include"))
         .file("cpp/shim.cpp")
         .file("cpp/script.cpp")
+        .file("cpp/random.cpp")
         .compile("skep_torch_shim");
 
     // cargo puts search paths inside the target folder on the loader's path of every program it runs, dependents included.

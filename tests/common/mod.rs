@@ -110,6 +110,13 @@ impl Daemon {
         self.child.wait().expect("it has ended")
     }
 
+    pub fn ends_within(&mut self, limit: Duration) -> ExitStatus {
+        let begun = Instant::now();
+        let status = self.ends();
+        assert!(begun.elapsed() < limit, "it took {:?} to end", begun.elapsed());
+        status
+    }
+
     pub fn ends(&mut self) -> ExitStatus {
         self.signal("-TERM");
         self.end()

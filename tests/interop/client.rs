@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use skep::{
     Multiaddr,
     prelude::*,
-    tch::{Device, Tensor, nn, no_grad},
+    tch::{Device, Kind, Tensor, nn, no_grad},
     torch::{RemoteExpert, to_host, to_tensor},
     wire::{DType, HostTensor},
 };
@@ -24,11 +24,13 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case", tag = "do")]
 enum Command {
-    /// One pass through layers behind each other, and back.
+    /// One pass through layers behind each other, and back for the gradients of the outputs that are floats, if given.
     Pass {
         layers: Vec<Layer>,
         inputs: Vec<Stored>,
-        grad: Option<Stored>,
+        grads: Vec<Stored>,
+        /// What balancing losses count.
+        balance: f64,
     },
     /// One expert asked with each input at the same time; only whether each call was answered comes back.
     Many {
@@ -127,18 +129,20 @@ impl Session {
     /// `None` at the end.
     fn obey(&mut self, command: Command) -> Result<Option<Answer>> {
         match command {
-            Command::Pass { layers, inputs, grad } => self.pass(&layers, &inputs, grad.as_ref()).map(Some),
+            Command::Pass { layers, inputs, grads, balance } => self.pass(&layers, &inputs, &grads, balance).map(Some),
             Command::Many { expert, inputs } => self.many(&expert, &inputs).map(Some),
             Command::End => Ok(None),
         }
     }
 
-    fn pass(&mut self, layers: &[Layer], inputs: &[Stored], grad: Option<&Stored>) -> Result<Answer> {
+    fn pass(&mut self, layers: &[Layer], inputs: &[Stored], grads: &[Stored], balance: f64) -> Result<Answer> {
         let inputs = inputs.iter().map(read).collect::<Result<Vec<Tensor>>>()?;
-        let leaves: Vec<Tensor> =
-            inputs.iter().map(|input| input.set_requires_grad(grad.is_some() && input.is_floating_point())).collect();
+        let leaves: Vec<Tensor> = inputs
+            .iter()
+            .map(|input| input.set_requires_grad(!grads.is_empty() && input.is_floating_point()))
+            .collect();
         let mut answer = Answer::default();
-        let mut gates = Vec::new();
+        let (mut gates, mut losses) = (Vec::new(), Vec::new());
         let mut at = leaves.iter().map(Tensor::shallow_clone).collect::<Vec<_>>();
         for layer in layers {
             let borrowed: Vec<&Tensor> = at.iter().collect();
@@ -159,13 +163,16 @@ impl Session {
                     let layer = SwitchMixtureOfExperts::new(vs.root(), &self.runtime, width, config)?;
                     gates.push(grid.set(vs)?);
                     let (answered, loss) = layer.forward_all(&borrowed, true)?;
-                    answer.losses.push(loss.double_value(&[]));
+                    losses.push(loss);
                     answered.outputs
                 }
             };
         }
-        if let Some(grad) = grad {
-            (&at[0] * read(grad)?).sum(at[0].kind()).f_backward().map_err(|error| {
+        if !grads.is_empty() {
+            let floats = at.iter().filter(|output| output.is_floating_point());
+            let weighted = floats.zip(grads).map(|(output, grad)| Ok((output * read(grad)?).sum(Kind::Double)));
+            let total = weighted.sum::<Result<Tensor>>()? + losses.iter().sum::<Tensor>() * balance;
+            total.f_backward().map_err(|error| {
                 skep::torch::take_backward_error().map_or_else(|| Box::new(error) as Box<dyn Error>, Into::into)
             })?;
             for leaf in &leaves {
@@ -178,6 +185,7 @@ impl Session {
                 answer.gates.push(stored.collect::<Result<_>>()?);
             }
         }
+        answer.losses = losses.iter().map(|loss| loss.double_value(&[])).collect();
         answer.outputs = at.iter().map(|output| self.write(&output.detach())).collect::<Result<_>>()?;
         Ok(answer)
     }

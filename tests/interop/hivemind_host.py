@@ -21,6 +21,8 @@ from hivemind.moe.server.module_backend import ModuleBackend
 from hivemind.proto.runtime_pb2 import CompressionType
 from hivemind.utils.tensor_descr import BatchTensorDescriptor
 
+import custom_modules
+
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 RATES = {"sgd": 0.01, "adam": 0.001}
 
@@ -105,23 +107,32 @@ def backends(
 ):
     """Experts of one group, as `Server.create` makes them."""
     codec = CompressionType.Value(compression)
-    sample = name_to_input[expert_cls](1, hidden_dim)
-    inputs = sample if isinstance(sample, tuple) else (sample,)
+    keywords = {}
+    if expert_cls in custom_modules.CLASSES:
+        inputs, keywords = custom_modules.samples(expert_cls)
+    else:
+        sample = name_to_input[expert_cls](1, hidden_dim)
+        inputs = sample if isinstance(sample, tuple) else (sample,)
     # As in `Server.create`, except that masks go uncompressed: hivemind's lossy codecs cannot take them.
     schema = tuple(
         BatchTensorDescriptor.from_tensor(each, codec if each.is_floating_point() else CompressionType.NONE)
         for each in inputs
     )
+    keywords = {key: BatchTensorDescriptor.from_tensor(each) for key, each in keywords.items()}
     make_optimizer = optimizer_of(optimizer, **numbers)
     made = {}
     for uid in expert_uids:
-        if seed is not None:
-            torch.manual_seed(seed)
-        module = name_to_block[expert_cls](hidden_dim)
+        if expert_cls in custom_modules.CLASSES:
+            module = custom_modules.made(expert_cls, seed)
+        else:
+            if seed is not None:
+                torch.manual_seed(seed)
+            module = name_to_block[expert_cls](hidden_dim)
         if dropout is not None:
             set_dropout(module, dropout)
         trained_by = make_optimizer and make_optimizer(module.parameters())
-        made[uid] = ModuleBackend(uid, module, args_schema=schema, optimizer=trained_by, max_batch_size=4096)
+        schemas = {"args_schema": schema, "kwargs_schema": keywords}
+        made[uid] = ModuleBackend(uid, module, **schemas, optimizer=trained_by, max_batch_size=4096)
     return made
 
 

@@ -103,6 +103,15 @@ class Host:
             running.remove(self)
 
 
+def toml(value):
+    """JSON but for tables in a line."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {toml(each)}' for key, each in value.items())} }}"
+    return json.dumps(value)
+
+
 class Hosts:
     """Makes hosts and ends them all, whatever happened in between."""
 
@@ -115,6 +124,10 @@ class Hosts:
     def hivemind(self, *arguments, **options):
         return self._start(HIVEMIND, arguments, options)
 
+    def program(self, program, *arguments, **options):
+        """Any program with skep's command line."""
+        return self._start(program, arguments, options)
+
     def groups(self, kind, groups, *arguments, **options):
         """A server of kind "skep" or "hivemind" that hosts groups of experts, described by skep's keys."""
         flag = {"skep": "--config", "hivemind": "--groups"}[kind]
@@ -126,7 +139,7 @@ class Hosts:
         if kind == "hivemind":
             file.write_text(json.dumps(groups))
         else:
-            sections = ["\n".join(f"{key} = {json.dumps(value)}" for key, value in group.items()) for group in groups]
+            sections = ["\n".join(f"{key} = {toml(value)}" for key, value in group.items()) for group in groups]
             file.write_text("".join(f"[[experts]]\n{section}\n" for section in sections))
         return file
 

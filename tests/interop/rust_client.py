@@ -9,7 +9,8 @@ import numpy
 import torch
 
 PROGRAM = os.environ.get("SKEP_CLIENT_BIN", "target/debug/examples/interop_client")
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.int64, torch.bool)}
+NAMES = "float32 float64 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
+DTYPES = {name: getattr(torch, name) for name in NAMES}
 
 
 class CallFailed(Exception):
@@ -34,10 +35,10 @@ class RustClient:
             self.process.kill()
             raise
 
-    def forward_backward(self, layers, inputs, grad=None):
-        """Outputs, gradients of the inputs, gradients of the gates, balancing losses."""
+    def forward_backward(self, layers, inputs, *grads, balance=0.0):
+        """Outputs, gradients of the inputs, gradients of the gates, balancing losses; `grads` are those of the outputs."""
         command = {"do": "pass", "layers": layers, "inputs": [self._write(each) for each in inputs]}
-        answer = self._ask({**command, "grad": None if grad is None else self._write(grad)})
+        answer = self._ask({**command, "grads": [self._write(each) for each in grads], "balance": balance})
         outputs = [self._read(each) for each in answer["outputs"]]
         grads = [each and self._read(each) for each in answer["grads"]]
         gates = [{name: self._read(each) for name, each in gate.items()} for gate in answer["gates"]]
@@ -64,12 +65,11 @@ class RustClient:
         file = self.folder / f"request-{self.count}"
         self.count += 1
         tensor = tensor.detach().contiguous()
-        tensor.numpy().tofile(file)
+        tensor.flatten().view(torch.uint8).numpy().tofile(file)
         return {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape), "file": str(file)}
 
     def _read(self, stored):
-        dtype = DTYPES[stored["dtype"]]
-        values = numpy.fromfile(stored["file"], dtype=torch.empty(0, dtype=dtype).numpy().dtype)
+        values = numpy.fromfile(stored["file"], dtype=numpy.uint8)
         with contextlib.suppress(FileNotFoundError):
             os.remove(stored["file"])
-        return torch.from_numpy(values.copy()).reshape(stored["shape"])
+        return torch.from_numpy(values).view(DTYPES[stored["dtype"]]).reshape(stored["shape"])

@@ -1,21 +1,25 @@
 """Where hivemind loses data, hangs or leaves things behind, and skep must not (docs/wire.md §12)."""
 
+import asyncio
 import os
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import hivemind
 import pytest
 import torch
-from hivemind.compression import serialize_torch_tensor
+from hivemind.compression import deserialize_torch_tensor, serialize_torch_tensor
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.p2p import P2PHandlerError
 from hivemind.proto import dht_pb2, runtime_pb2
+from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
 from hivemind.utils import MSGPackSerializer, get_dht_time
 
-from calls import experts, forward_and_gradient, unary, within
+import hosts
+from calls import LIMIT, close, experts, forward_and_gradient, request, unary, within
 
 pytestmark = pytest.mark.beyond_hivemind(why="one of its defects")
 
@@ -28,6 +32,8 @@ def host(session_hosts):
     groups = [
         {**nops, "hidden_dim": WIDE, "expert_uids": ["wide.0"]},
         {**nops, "hidden_dim": 32, "expert_uids": ["rounded.0"], "compression": "UNIFORM_8BIT"},
+        {"expert_cls": "ffn", "hidden_dim": 32, "expert_uids": ["trained.0"]},
+        {"expert_cls": "transformer", "hidden_dim": 32, "expert_uids": ["dropping.0"], "optimizer": "none"},
     ]
     return session_hosts.groups("skep", groups)
 
@@ -44,6 +50,59 @@ def test_a_gradient_keeps_its_mean_through_a_rounding_codec(host, join):
     (expert,) = experts(join(host.address), "rounded.0")
     _, grad = forward_and_gradient(expert, torch.randn(64, 32), torch.randn(64, 32) + 5)
     assert abs(grad.mean().item() - 5) < 0.1
+
+
+def test_a_gradient_that_is_not_finite_is_refused_and_those_beside_it_are_answered(host, join):
+    (expert,) = experts(join(host.address), "trained.0")
+    x = torch.randn(3, 32)
+    grads = [torch.full((3, 32), float("nan")) if i % 4 == 1 else torch.randn(3, 32) for i in range(16)]
+
+    async def all_at_once():
+        calls = [expert.stub.rpc_backward(request("trained.0", x, grad)) for grad in grads]
+        return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), LIMIT)
+
+    for grad, answer in zip(grads, RemoteExpertWorker.run_coroutine(all_at_once())):
+        if grad.isfinite().all():
+            assert deserialize_torch_tensor(answer.tensors[0]).isfinite().all()
+        else:
+            assert isinstance(answer, P2PHandlerError) and "ValueError" in str(answer), answer
+    assert expert(x).isfinite().all()
+
+
+def test_gradients_belong_to_the_outputs_although_dropout_is_on(host, join):
+    (expert,) = experts(join(host.address), "dropping.0")
+    # Two equal rows come out unequal: it does drop.
+    x, mask = torch.randn(1, 6, 32).repeat(2, 1, 1), torch.zeros(2, 6, dtype=torch.bool)
+    direction, weights, step = torch.randn(2, 6, 32), torch.randn(2, 6, 32), 1e-2
+    leaf = x.clone().requires_grad_()
+    output = expert(leaf, mask)
+    assert not close(output[0], output[1])
+    (weights * output).sum().backward()
+    with torch.no_grad():
+        ends = [(weights * expert(x + sign * step * direction, mask)).double().sum() for sign in (1, -1)]
+    slope = (ends[0] - ends[1]) / (2 * step)
+    assert torch.isclose((leaf.grad * direction).double().sum(), slope, rtol=2e-2, atol=2e-2), slope
+
+
+def test_an_expert_with_much_work_does_not_keep_another_from_its_turn(start, join, tmp_path):
+    config = tmp_path / "skep.toml"
+    nop = 'optimizer = "none"\nhidden_dim = 16\n'
+    config.write_text(
+        "[server]\nmax_batch_size = 1\nexecutors = 1\n"
+        f'[[experts]]\nexpert_cls = "nop_delay"\nexpert_uids = ["hot.0"]\n{nop}'
+        f'[[experts]]\nexpert_cls = "nop"\nexpert_uids = ["cold.0"]\n{nop}'
+    )
+    server = start.skep("serve", "--config", config)
+    hot, cold = experts(join(server.address), "hot.0", "cold.0")
+    x = torch.randn(1, 16)
+    hot(x), cold(x)
+    # Half a second each.
+    with ThreadPoolExecutor(12) as callers:
+        waiting = [callers.submit(hot, x) for _ in range(12)]
+        assert within(LIMIT, lambda: any(each.done() for each in waiting))
+        for _ in range(3):
+            assert torch.equal(cold(x), x)
+        assert not all(each.done() for each in waiting)
 
 
 @pytest.fixture
@@ -82,6 +141,73 @@ def test_every_item_of_a_dictionary_is_tried_when_one_is_refused(node):
     assert list(dht_pb2.StoreResponse.FromString(answer).store_ok) == [False]
     found = {subkey: each.value for subkey, each in dht.get("by name", latest=True).value.items()}
     assert found == {"first": "kept", "second": "new second", "third": "new third"}
+
+
+def store_at(dht, host, key, value, until):
+    """Stores with this node alone; hivemind's own way takes no large values. Whether it was taken."""
+    store = dht_pb2.StoreRequest(
+        keys=[DHTID.generate(source=key).to_bytes()],
+        subkeys=[MSGPackSerializer.dumps(None)],
+        values=[MSGPackSerializer.dumps(value)],
+        expiration_time=[until],
+        in_cache=[False],
+        peer=dht_pb2.NodeInfo(),
+    )
+    answer = unary(dht, host.peer_id, "DHTProtocol.rpc_store", store.SerializeToString())
+    (taken,) = dht_pb2.StoreResponse.FromString(answer).store_ok
+    return taken
+
+
+def kept_at(dht, host, key):
+    """What this node itself answers, or None."""
+    find = dht_pb2.FindRequest(keys=[DHTID.generate(source=key).to_bytes()], peer=dht_pb2.NodeInfo())
+    answer = unary(dht, host.peer_id, "DHTProtocol.rpc_find", find.SerializeToString())
+    (found,) = dht_pb2.FindResponse.FromString(answer).results
+    return None if found.type == dht_pb2.NOT_FOUND else MSGPackSerializer.loads(found.value)
+
+
+def test_a_record_is_stored_if_any_node_takes_it(node, start, join):
+    first, dht = node
+    second = start.skep("dht", "--initial_peers", first.address)
+    # Only one of the two knows it, and so refuses what expires earlier.
+    caller = join(second.address)
+    assert store_at(caller, second, "contested", "newer", get_dht_time() + 600)
+    for number in range(3):
+        stored = hosts.run_skep("dht", "store", "contested", number, "--expiration", 60, "--peer", first.address)
+        assert stored.returncode == 0, stored.stderr
+        # The one who stored is gone, and counted itself as no replica.
+        assert (kept_at(dht, first, "contested"), kept_at(caller, second, "contested")) == (number, "newer")
+        time.sleep(0.1)  # so that the next one expires later
+
+
+def test_one_peer_takes_one_place_in_a_routing_table(node):
+    host, dht = node
+    for _ in range(5):
+        ping = dht_pb2.PingRequest(peer=dht_pb2.NodeInfo(node_id=DHTID.generate().to_bytes()))
+        unary(dht, host.peer_id, "DHTProtocol.rpc_ping", ping.SerializeToString())
+    find = dht_pb2.FindRequest(keys=[DHTID.generate().to_bytes()], peer=dht_pb2.NodeInfo())
+    (found,) = dht_pb2.FindResponse.FromString(
+        unary(dht, host.peer_id, "DHTProtocol.rpc_find", find.SerializeToString())
+    ).results
+    assert len(found.nearest_peer_ids) == 1
+
+
+def test_a_key_has_room_for_so_much_and_no_more(node):
+    host, dht = node
+    until = get_dht_time() + 60
+    assert store_at(dht, host, "large", b"x" * 900_000, until)
+    assert not store_at(dht, host, "too large", b"x" * 1_100_000, until)
+    assert (kept_at(dht, host, "large"), kept_at(dht, host, "too large")) == (b"x" * 900_000, None)
+
+
+def test_more_records_than_one_message_holds_are_handed_over(node, start, join):
+    keeper, dht = node
+    keys = [f"large {i}" for i in range(6)]
+    for key in keys:
+        assert store_at(dht, keeper, key, b"x" * 900_000, get_dht_time() + 300)
+    newcomer = start.hivemind("dht", "--initial_peers", keeper.address)
+    caller = join(keeper.address)
+    assert within(20, lambda: all(kept_at(caller, newcomer, key) for key in keys))
 
 
 def test_nothing_is_left_of_a_server_that_is_killed(start, join):

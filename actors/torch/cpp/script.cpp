@@ -1,4 +1,5 @@
 #include "script.h"
+#include "guarded.h"
 
 #include <c10/core/InferenceMode.h>
 #include <cstring>
@@ -13,17 +14,6 @@ struct skep_script {
 };
 
 namespace {
-
-template <class F> char *guarded(F &&body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const std::exception &e) {
-    return strdup(e.what());
-  } catch (...) {
-    return strdup("unknown C++ exception");
-  }
-}
 
 void flatten(const c10::IValue &value, void *ctx, skep_named_fn each) {
   if (value.isTensor()) {

@@ -7,7 +7,7 @@ use skep_wire::{ExpertInfo, HostTensor};
 use tch::{Device, Tensor};
 
 use crate::{
-    Error, ExpertModule, ModuleSpec, OptimizerSpec,
+    Draws, Error, ExpertModule, ModuleSpec, OptimizerSpec,
     convert::{self, to_host},
     error::{failed, short},
     ffi::{self, InferenceMode},
@@ -33,17 +33,28 @@ pub struct TorchBackend {
     parameters: Vec<Tensor>,
     spec: OptimizerSpec,
     optimizer: Optimizer,
+    /// Of its random numbers, if it draws any; as a tensor, since it is saved.
+    seed: Option<Tensor>,
     steps: u64,
 }
 
 impl TorchBackend {
     /// Hosts `module`, whose parameters are on `device`.
-    pub fn new(module: Box<dyn ExpertModule>, spec: OptimizerSpec, device: Device) -> Result<Self, Error> {
+    pub fn new(mut module: Box<dyn ExpertModule>, spec: OptimizerSpec, device: Device) -> Result<Self, Error> {
         spec.check()?;
         let (names, parameters): (Vec<_>, Vec<_>) = module.parameters().into_iter().unzip();
         let optimizer = Optimizer::new(spec.rule.clone(), parameters.iter())?;
         let info = module.info();
-        Ok(Self { module, info, device, names, parameters, spec, optimizer, steps: 0 })
+        let seed = module.draws().map(|draws| Tensor::f_from_slice(&[draws.seed as i64])).transpose()?;
+        Ok(Self { module, info, device, names, parameters, spec, optimizer, seed, steps: 0 })
+    }
+
+    /// Lets the module draw anew; the same again until the next step.
+    fn set_draws(&mut self) -> Result<(), BackendError> {
+        if let (Some(seed), Some(draws)) = (&self.seed, self.module.draws()) {
+            *draws = Draws { seed: seed.f_int64_value(&[0]).map_err(failed)? as u64, step: self.steps };
+        }
+        Ok(())
     }
 
     fn inputs(&self, batch: &Batch) -> Result<Vec<Tensor>, BackendError> {
@@ -128,7 +139,8 @@ impl TorchBackend {
         let module = parameters.chain(self.module.buffers().map_err(failed)?);
         let module = module.map(|(name, t)| (format!("module.{name}"), t.detach()));
         let optimizer = self.optimizer.tensors(&self.names).into_iter();
-        Ok(module.chain(optimizer.map(|(name, t)| (format!("optimizer.{name}"), t))).collect())
+        let seed = self.seed.iter().map(|seed| ("random.seed".to_owned(), seed.shallow_clone()));
+        Ok(module.chain(optimizer.map(|(name, t)| (format!("optimizer.{name}"), t))).chain(seed).collect())
     }
 }
 
@@ -177,6 +189,7 @@ impl Backend for TorchBackend {
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<Vec<HostTensor>, BackendError> {
+        self.set_draws()?;
         let _guard = InferenceMode::enter().map_err(failed)?;
         hosts(&self.module.forward(&self.inputs(batch)?).map_err(failed)?)
     }
@@ -186,6 +199,7 @@ impl Backend for TorchBackend {
         for input in inputs.iter_mut().filter(|input| input.is_floating_point()) {
             *input = input.f_detach().and_then(|t| t.f_set_requires_grad(true)).map_err(failed)?;
         }
+        self.set_draws()?;
         let grads = self.gradients(&inputs, batch)?;
         let norm = self.checked_norm(&grads)?;
         let answer = inputs.iter().zip(&grads.inputs).map(|(input, grad)| match grad {

@@ -1,5 +1,6 @@
 //! The only unsafe code of the workspace: safe functions over `cpp/shim.h`.
 
+mod random;
 mod script;
 
 use std::{
@@ -12,6 +13,7 @@ use bytes::{Bytes, BytesMut};
 use tch::{Kind, TchError, Tensor};
 use torch_sys::C_tensor;
 
+pub(crate) use random::bernoulli_;
 pub(crate) use script::Script;
 
 #[cfg(target_endian = "big")]

@@ -32,7 +32,7 @@ pub use error::Error;
 pub use fan_out::{Answered, Calls, ExpertCalls};
 pub use layer::MixtureOfExperts;
 pub use module::{
-    DetDropout, ExpertModule, Ffn, ModuleSpec, Nop, Script, ScriptSpec, TensorSpec, Transformer, register_class,
+    DetDropout, Draws, ExpertModule, Ffn, ModuleSpec, Nop, Script, ScriptSpec, TensorSpec, Transformer, register_class,
 };
 pub use optim::{Adam, AdamW, OptimizerSpec, Rule, Sgd};
 pub use remote::RemoteExpert;

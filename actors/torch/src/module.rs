@@ -1,6 +1,7 @@
 //! What an expert computes: [`ExpertModule`], and hivemind's built-in classes as [`ModuleSpec`].
 
 mod det_dropout;
+mod draws;
 mod ffn;
 mod nop;
 mod registry;
@@ -12,6 +13,7 @@ use skep_wire::ExpertInfo;
 use tch::{Device, Kind, TchError, Tensor};
 
 pub use det_dropout::DetDropout;
+pub use draws::Draws;
 pub use ffn::Ffn;
 pub use nop::Nop;
 pub use registry::register_class;
@@ -46,6 +48,11 @@ pub trait ExpertModule: Send {
     /// They share storage with the module and may be written to when no call runs.
     fn buffers(&self) -> Result<Vec<(String, Tensor)>, TchError> {
         Ok(Vec::new())
+    }
+
+    /// Where it takes random numbers from, if it takes any. Set before each call; the seed is saved.
+    fn draws(&mut self) -> Option<&mut Draws> {
+        None
     }
 }
 

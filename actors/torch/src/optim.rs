@@ -1,5 +1,7 @@
 //! Optimizers with a state that can be saved, stepped by torch's fused kernels.
 
+mod half;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -293,11 +295,22 @@ impl Optimizer {
         let params: Vec<&Tensor> = used.iter().map(|&i| params[i]).collect();
         match (&self.rule, &self.state) {
             (Rule::Sgd(sgd), state) => {
-                let momenta = match state {
-                    State::Momenta(all) => used.iter().map(|&i| &all[i]).collect(),
-                    _ => Vec::new(),
-                };
-                ffi::sgd_step(&params, &grads, &momenta, sgd.lr * factor, sgd.momentum, sgd.weight_decay, sgd.nesterov)
+                let momentum = |i: usize| if let State::Momenta(all) = state { Some(&all[i]) } else { None };
+                let rate = sgd.lr * factor;
+                let (mut fused, mut fused_grads, mut momenta) = (Vec::new(), Vec::new(), Vec::new());
+                for ((&i, &param), &grad) in used.iter().zip(&params).zip(&grads) {
+                    if half::is_half(param) {
+                        half::sgd_step(sgd, rate, param, grad, momentum(i))?;
+                    } else {
+                        fused.push(param);
+                        fused_grads.push(grad);
+                        momenta.extend(momentum(i));
+                    }
+                }
+                if fused.is_empty() {
+                    return Ok(());
+                }
+                ffi::sgd_step(&fused, &fused_grads, &momenta, rate, sgd.momentum, sgd.weight_decay, sgd.nesterov)
             }
             (Rule::Adam(Adam { lr, betas, eps, weight_decay }), State::Moments(all))
             | (Rule::AdamW(AdamW { lr, betas, eps, weight_decay }), State::Moments(all)) => {
@@ -383,6 +396,33 @@ mod tests {
             let name = format!("{rule:?}");
             let (theirs, ours) = own_and_torchs(rule, torchs);
             assert!(theirs.allclose(&ours, 1e-5, 1e-6, false), "{name}");
+        }
+    }
+
+    /// 33 elements: vectors and a rest in every kernel.
+    #[test]
+    fn parameters_of_two_bytes_step_as_those_of_four_do() {
+        let rules = [
+            Rule::Sgd(Sgd::lr(0.1)),
+            Rule::Sgd(Sgd { lr: 0.1, momentum: 0.9, weight_decay: 0.1, nesterov: true }),
+            Rule::Sgd(Sgd::lr(0.1).momentum(0.9)),
+            Rule::Adam(Adam::lr(0.1)),
+            Rule::AdamW(AdamW::lr(0.1)),
+        ];
+        let values = |seed: i64| (Tensor::arange(33, (Kind::Float, Device::Cpu)) * seed).sin() + 0.01;
+        for rule in rules {
+            let stepped = |kind: Kind| {
+                let p = [values(1).to_kind(kind), values(2).to_kind(Kind::Float)];
+                let mut optimizer = Optimizer::new(rule.clone(), p.iter()).unwrap();
+                for seed in 3..6 {
+                    let grads = [values(seed).to_kind(kind), values(seed)].map(Some);
+                    optimizer.step(&[&p[0], &p[1]], &grads, 1.0).unwrap();
+                }
+                p.map(|p| p.to_kind(Kind::Float))
+            };
+            let ([half, beside], [whole, same]) = (stepped(Kind::BFloat16), stepped(Kind::Float));
+            assert!(half.allclose(&whole, 0.03, 0.03, false), "{rule:?}: {half} {whole}");
+            assert!(beside.equal(&same), "{rule:?}");
         }
     }
 

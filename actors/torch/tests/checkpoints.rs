@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use skep_expert::{Backend, Batch, Checkpoint, CheckpointStore, DirectoryCheckpoints, Manifest, Snapshot};
 use skep_kernel::Rows;
-use skep_torch::{Adam, AdamW, ModuleSpec, OptimizerSpec, Schedule, Sgd, factory, pt, tch::Device};
-use skep_wire::{ExpertUid, HostTensor};
+use skep_torch::{Adam, AdamW, ModuleSpec, OptimizerSpec, Schedule, Sgd, Transformer, factory, pt, tch::Device};
+use skep_wire::{DType, ExpertUid, HostTensor};
 
 fn ffn(width: usize, spec: impl Into<OptimizerSpec>, seed: u64) -> Box<dyn Backend> {
     factory(ModuleSpec::Ffn { hidden_dim: width }, spec.into(), Device::Cpu, seed)().unwrap()
@@ -67,6 +67,81 @@ fn training_goes_on_bit_by_bit_after_a_restart_from_the_disk() {
         }
         assert_eq!(first.save().unwrap(), second.save().unwrap(), "{spec:?}");
     }
+}
+
+/// A batch of two sequences of five, the end of the second one masked.
+fn sequences(step: usize) -> Batch {
+    let values =
+        |seed: usize| (0..2 * 5 * 16).map(|i| ((i * 37 + seed * 11) % 19) as f32 / 9.0 - 1.0).collect::<Vec<_>>();
+    let tensor = |seed| HostTensor::from_f32([2, 5, 16], &values(seed)).unwrap();
+    let mask = HostTensor::new(DType::Bool, [2, 5], vec![0, 0, 0, 0, 0, 0, 0, 0, 1, 1].into()).unwrap();
+    Batch { rows: Rows(2), inputs: vec![tensor(step), mask], grad_outputs: vec![tensor(step + 100)] }
+}
+
+fn transformer(seed: u64) -> Box<dyn Backend> {
+    factory(Transformer::hidden(16), Adam::lr(0.01).into(), Device::Cpu, seed)().unwrap()
+}
+
+#[test]
+fn what_dropout_drops_is_the_same_after_a_restart() {
+    let mut first = transformer(7);
+    let same = |batch: Batch, one: &mut dyn Backend, other: &mut dyn Backend| {
+        assert_eq!(one.forward(&batch).unwrap(), other.forward(&batch).unwrap());
+        assert_eq!(one.backward(&batch).unwrap(), other.backward(&batch).unwrap());
+    };
+    for step in 0..3 {
+        // Calls that change nothing do not matter: a server that was restarted has not seen them.
+        (0..step).for_each(|_| _ = first.forward(&sequences(9)).unwrap());
+        first.backward(&sequences(step)).unwrap();
+    }
+    // Without a seed of its own in the configuration, an expert begins with another one at each start.
+    let mut second = transformer(99);
+    second.load(&first.save().unwrap()).unwrap();
+    (3..6).for_each(|step| same(sequences(step), &mut *first, &mut *second));
+    assert_eq!(first.save().unwrap(), second.save().unwrap());
+    // It does drop, and something else after each step.
+    let mut plain = factory(Transformer::hidden(16).dropout(0.0).unwrap(), OptimizerSpec::none(), Device::Cpu, 7);
+    let mut other_seed = transformer(99);
+    let weights = |snapshot: Snapshot, of: &Snapshot| Snapshot {
+        tensors: snapshot
+            .tensors
+            .into_iter()
+            .map(|(name, tensor)| match name.starts_with("module.") {
+                true => (name.clone(), named(of, &name).clone()),
+                false => (name, tensor),
+            })
+            .collect(),
+        ..snapshot
+    };
+    let now = first.save().unwrap();
+    let answer = first.forward(&sequences(0)).unwrap();
+    for other in [&mut plain().unwrap(), &mut other_seed] {
+        let given = weights(other.save().unwrap(), &now);
+        other.load(&given).unwrap();
+        assert_ne!(other.forward(&sequences(0)).unwrap(), answer);
+    }
+}
+
+#[test]
+fn backward_drops_what_forward_dropped() {
+    let mut backend = transformer(7);
+    let batch = sequences(0);
+    let shifted = |by: f32| {
+        let values = batch.inputs[0].to_f32().unwrap();
+        let moved: Vec<f32> = values.iter().enumerate().map(|(i, v)| if i == 3 { v + by } else { *v }).collect();
+        Batch {
+            inputs: vec![HostTensor::from_f32([2, 5, 16], &moved).unwrap(), batch.inputs[1].clone()],
+            ..batch.clone()
+        }
+    };
+    let weighted = |backend: &mut dyn Backend, by| {
+        let outputs = backend.forward(&shifted(by)).unwrap()[0].to_f32().unwrap();
+        let weights = batch.grad_outputs[0].to_f32().unwrap();
+        outputs.iter().zip(weights).map(|(y, w)| f64::from(*y) * f64::from(w)).sum::<f64>()
+    };
+    let slope = (weighted(&mut *backend, 1e-2) - weighted(&mut *backend, -1e-2)) / 2e-2;
+    let gradient = f64::from(backend.backward(&batch).unwrap()[0].to_f32().unwrap()[3]);
+    assert!((slope - gradient).abs() < 0.02 * gradient.abs().max(1.0), "{slope} {gradient}");
 }
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/");

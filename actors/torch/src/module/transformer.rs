@@ -3,7 +3,7 @@
 use skep_wire::{DType, ExpertInfo, Nested, TensorDescriptor};
 use tch::{Device, TchError, Tensor};
 
-use super::{ExpertModule, Init, Linear, ModuleSpec, Norm, check_width, named};
+use super::{Draws, ExpertModule, Init, Linear, ModuleSpec, Norm, check_width, named};
 use crate::Error;
 
 const HEADS: usize = 16;
@@ -15,6 +15,7 @@ const SEQUENCE: usize = 128;
 pub struct Transformer {
     hidden_dim: usize,
     dropout: f64,
+    draws: Draws,
     /// Rows: queries, keys, values.
     attend: Linear,
     project: Linear,
@@ -47,6 +48,7 @@ impl Transformer {
         Ok(Self {
             hidden_dim,
             dropout: DROPOUT,
+            draws: Draws { seed, step: 0 },
             attend,
             project,
             up: init.linear(hidden_dim, 4 * hidden_dim)?,
@@ -67,8 +69,16 @@ impl Transformer {
         let qkv = self.attend.forward(x)?.f_chunk(3, -1)?;
         let split = |t: &Tensor| t.f_reshape([batch, length, heads, hidden / heads])?.f_transpose(1, 2);
         let [q, k, v] = [split(&qkv[0])?, split(&qkv[1])?, split(&qkv[2])?];
-        let seen = ignored.f_logical_not()?.f_reshape([batch, 1, 1, length])?;
-        let mixed = Tensor::f_scaled_dot_product_attention(&q, &k, &v, Some(&seen), self.dropout, false, None, false)?;
+        let ignored = ignored.f_reshape([batch, 1, 1, length])?;
+        let mixed = if self.dropout == 0.0 {
+            let seen = ignored.f_logical_not()?;
+            Tensor::f_scaled_dot_product_attention(&q, &k, &v, Some(&seen), 0.0, false, None, false)?
+        } else {
+            // By hand: the fused form drops by the process's generator.
+            let scores = q.f_matmul(&k.f_transpose(-2, -1)?)?.f_mul_scalar(((hidden / heads) as f64).powf(-0.5))?;
+            let scores = scores.f_masked_fill(&ignored, f64::NEG_INFINITY)?;
+            self.draws.dropout(0, scores.f_internal_safe_softmax(-1, None)?, self.dropout)?.f_matmul(&v)?
+        };
         self.project.forward(&mixed.f_transpose(1, 2)?.f_reshape([batch, length, hidden])?)
     }
 }
@@ -92,10 +102,14 @@ impl ExpertModule for Transformer {
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
         let x = &inputs[0];
-        let drop = |t: Tensor| t.f_dropout(self.dropout, self.dropout > 0.0);
-        let x = self.norms[0].forward(&drop(self.attention(x, &inputs[1])?)?.f_add(x)?)?;
-        let inner = drop(self.up.forward(&x)?.f_gelu("tanh")?)?;
-        Ok(vec![self.norms[1].forward(&drop(self.down.forward(&inner)?)?.f_add(&x)?)?])
+        let drop = |place, t| self.draws.dropout(place, t, self.dropout);
+        let x = self.norms[0].forward(&drop(1, self.attention(x, &inputs[1])?)?.f_add(x)?)?;
+        let inner = drop(2, self.up.forward(&x)?.f_gelu("tanh")?)?;
+        Ok(vec![self.norms[1].forward(&drop(3, self.down.forward(&inner)?)?.f_add(&x)?)?])
+    }
+
+    fn draws(&mut self) -> Option<&mut Draws> {
+        Some(&mut self.draws)
     }
 
     fn parameters(&self) -> Vec<(String, Tensor)> {

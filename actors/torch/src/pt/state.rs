@@ -50,8 +50,8 @@ pub fn read_checkpoint(file: &[u8], fresh: &Snapshot, parameters: &[String]) -> 
             bad(format!("{name} is {} {:?}, not {} {:?}", read.dtype(), read.shape(), tensor.dtype(), tensor.shape()))
         }
         Some(read) => Ok((name.clone(), read)),
-        // An optimizer has no state of a parameter before its first gradient.
-        None if name.starts_with(OPTIMIZER) => Ok((name.clone(), tensor.clone())),
+        // An optimizer has no state of a parameter before its first gradient; of random numbers hivemind saves nothing.
+        None if !name.starts_with(MODULE) => Ok((name.clone(), tensor.clone())),
         None => bad(format!("{name} is missing")),
     });
     Ok(Snapshot { step, tensors: tensors.collect::<Result<_, _>>()? })
