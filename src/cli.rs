@@ -1,9 +1,12 @@
-//! The command line: `skep serve`, `dht`, `check`, `config`, `checkpoint`, `identity`, `experts`, `call`.
+//! The command line: `skep serve`, `dht`, `check`, `config`, `checkpoint`, `identity`, `experts`, `call`,
+//! `bench`.
 //!
 //! stdout carries only what scripts read: for `serve` and `dht` the listen multiaddrs once ready, for the others their
 //! result. Everything else goes to stderr. Exit codes: 0 done, 1 failed, 2 usage or configuration, 70 a part of the
 //! node failed more often than it is restarted, 75 try again.
 
+#[cfg(feature = "torch")]
+mod bench;
 mod call;
 mod check;
 #[cfg(feature = "torch")]
@@ -66,6 +69,10 @@ enum Command {
     Experts(experts::Experts),
     /// Send one forward call to an expert: the first thing to try
     Call(call::CallExpert),
+    /// Measure this machine's hives, and beside them what the machine could do at best
+    #[cfg(feature = "torch")]
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 /// How a command fails.
@@ -113,6 +120,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Identity(identity) => identity.run(),
         Command::Experts(experts) => experts.run(),
         Command::Call(call) => call.run(),
+        #[cfg(feature = "torch")]
+        Command::Bench(bench) => bench.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -144,7 +144,7 @@ impl Runtime {
         self.block(deadline, async move { Ok(dht.experts_under(&prefix, Default::default(), deadline).await?) })
     }
 
-    fn block<R: Send + 'static>(
+    pub(crate) fn block<R: Send + 'static>(
         &self,
         deadline: Deadline,
         work: impl Future<Output = Result<R, Error>> + Send + 'static,

@@ -7,7 +7,7 @@ use super::{
     flags::{ConfigFile, ExpertFlags, HivemindFlags, NodeFlags, ServerFlags, load_config},
     signals,
 };
-use crate::{config::ConfigError, daemon, telemetry};
+use crate::{config::ConfigError, daemon, error::Error, telemetry};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,6 +32,9 @@ pub struct Serve {
     node: NodeFlags,
     #[command(flatten)]
     hivemind: HivemindFlags,
+    /// End at once when stdin closes: whoever started this holds the other end
+    #[arg(long = "end_with_stdin", hide = true)]
+    end_with_stdin: bool,
 }
 
 impl Serve {
@@ -52,6 +55,10 @@ impl Serve {
         telemetry::start(&config.log)?;
         self.hivemind.warn();
         let signal = signals::first_signal()?;
+        if self.end_with_stdin {
+            let failed = |source| Error::System { what: "cannot watch stdin".to_owned(), source };
+            super::bench::process::end_with_stdin(|_| ()).map_err(failed)?;
+        }
         let builder = daemon::server(&config)?;
         Ok(daemon::run(builder, &config, &signal)?)
     }

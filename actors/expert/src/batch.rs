@@ -103,6 +103,7 @@ mod tests {
         Task {
             rows: Rows(inputs[0].rows() as u32),
             deadline: Deadline::at(Moment::START),
+            entered: Moment::START,
             reply: Reply::channel().0,
             wanted: None,
             ticket: Arc::new(InFlight::default()).enter(),

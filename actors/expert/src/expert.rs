@@ -17,6 +17,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     Backend, BackendError, BackendFactory, ExpertInbox, Kind, Manifest, ServerConfig, actor,
+    distribution::Distribution,
     schema::{Checks, Schema},
     task::{InFlight, Task},
 };
@@ -109,6 +110,8 @@ pub(crate) struct Counters {
     pub rows: AtomicU64,
     pub failures: AtomicU64,
     pub skipped: AtomicU64,
+    pub batch_rows: Distribution,
+    pub queue_wait_us: Distribution,
 }
 
 impl Counters {

@@ -73,6 +73,10 @@ pub struct ExpertStatus {
     pub failures: u64,
     /// Tasks that never ran because their caller left or their deadline passed.
     pub skipped: u64,
+    /// Batches by their rows: up to how many (powers of two), how often.
+    pub batch_rows: Vec<(u64, u64)>,
+    /// Tasks by their wait in line before they ran, in microseconds: up to how many (powers of two), how often.
+    pub queue_wait_us: Vec<(u64, u64)>,
     /// Rows in line.
     pub waiting_rows: u32,
     /// How long the oldest of them has waited, in seconds.
@@ -201,7 +205,8 @@ impl ExpertHandle {
         if let Some(refusal) = self.expert.refusal() {
             return Err(refusal);
         }
-        if deadline.has_passed(self.executors.now()) {
+        let entered = self.executors.now();
+        if deadline.has_passed(entered) {
             return Err(ServeError::Deadline);
         }
         let rows = self.expert.schema.check_request(kind, &tensors, self.expert.checks())?;
@@ -210,7 +215,8 @@ impl ExpertHandle {
         let grad_outputs = Contained::new(tensors.split_off(self.expert.schema.inputs.len()));
         let (reply, verdict) = Reply::channel();
         let ticket = self.expert.in_flight.enter();
-        let task = Task { inputs: Contained::new(tensors), grad_outputs, rows, deadline, reply, wanted, ticket };
+        let task =
+            Task { inputs: Contained::new(tensors), grad_outputs, rows, deadline, entered, reply, wanted, ticket };
         let accepted = Accepted { verdict, deadline, executors: self.executors.clone() };
         Ok((Order { task, key, bytes }, accepted))
     }
@@ -327,6 +333,8 @@ impl ExpertHandle {
             rows: read(&counters.rows),
             failures: read(&counters.failures),
             skipped: read(&counters.skipped),
+            batch_rows: counters.batch_rows.read(),
+            queue_wait_us: counters.queue_wait_us.read(),
             waiting_rows: load.waiting_rows,
             oldest_wait_seconds: load.oldest_wait.as_secs_f64(),
             announced_until: None,

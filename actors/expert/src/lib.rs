@@ -10,6 +10,7 @@ mod checkpoint;
 mod checkpointer;
 mod config;
 mod device;
+mod distribution;
 mod executor;
 mod expert;
 mod handle;

@@ -41,6 +41,8 @@ pub(crate) struct Task {
     pub grad_outputs: Contained<Vec<HostTensor>>,
     pub rows: Rows,
     pub deadline: Deadline,
+    /// When it was accepted.
+    pub entered: Moment,
     pub reply: Reply<Verdict>,
     /// Whether others than the receiver of `reply` still want it; `None` when there are no others.
     pub wanted: Option<Wanted>,

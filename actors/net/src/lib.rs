@@ -27,6 +27,7 @@ mod outbound;
 mod peers;
 #[cfg(test)]
 mod pipe;
+pub mod probe;
 mod security;
 mod slashless;
 mod status;

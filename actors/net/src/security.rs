@@ -42,10 +42,11 @@ pub(crate) struct Security {
     noise: noise::Config,
 }
 
+/// How both sides of TLS are configured.
 #[derive(Clone)]
-struct Tls {
-    client: Arc<ClientConfig>,
-    server: Arc<ServerConfig>,
+pub(crate) struct Tls {
+    pub client: Arc<ClientConfig>,
+    pub server: Arc<ServerConfig>,
 }
 
 impl Security {
@@ -60,7 +61,7 @@ impl Security {
 }
 
 impl Tls {
-    fn new(identity: &Keypair) -> io::Result<Self> {
+    pub(crate) fn new(identity: &Keypair) -> io::Result<Self> {
         let (certificate, key) = certificate::generate(identity).map_err(io::Error::other)?;
         let mut provider = aws_lc_rs::default_provider();
         provider.cipher_suites = cipher_suites();

@@ -81,6 +81,10 @@ fn take(expert: &Expert, kind: Kind, now: Moment) -> Vec<Task> {
     for task in taken.dropped {
         task.answer(Err(ServeError::Deadline));
     }
+    for task in &taken.batch {
+        let waited = now.since(task.entered).as_micros();
+        expert.counters.queue_wait_us.count(u64::try_from(waited).unwrap_or(u64::MAX));
+    }
     taken.batch
 }
 
@@ -218,6 +222,7 @@ fn try_batch(expert: &Expert, slot: &mut Slot, kind: Kind, tasks: &[Task]) -> Re
     let batch = join(tasks).map_err(|error| Failure::BeforeStep(ServeError::Invalid(error.to_string())))?;
     Counters::add(&expert.counters.batches, 1);
     Counters::add(&expert.counters.rows, batch.rows.0 as usize);
+    expert.counters.batch_rows.count(batch.rows.0.into());
     let results = call_backend(slot, kind, &batch)?;
     let broken_promise = |text| {
         error!(uid = %expert.uid, text, "backend broke its promise");

@@ -1,0 +1,136 @@
+//! A mixture of experts without a network: the same gate, the same experts, the same steps, by libtorch alone.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use skep_torch::{
+    process::{Tuning, tune},
+    tch::{Kind, TchError, Tensor, no_grad},
+};
+
+use super::{
+    latency::Latencies,
+    limit::{Alone, input},
+    machine::cores,
+    moe::{Mix, Mixed},
+    worker::Start,
+};
+use crate::error::Error;
+
+struct Local {
+    experts: Vec<Mutex<Alone>>,
+    /// The experts' scores are products of inputs with this, `[hidden, experts]`: a sum over the grid's dimensions.
+    gate: Tensor,
+    k: i64,
+}
+
+/// Rows of one expert and where their outputs belong.
+struct Lot {
+    expert: usize,
+    /// Row and slot, as `row × k + slot`.
+    places: Tensor,
+    x: Tensor,
+}
+
+/// Makes the experts, tries a step, waits for the word, makes steps.
+pub fn run(mix: &Mix, start: &Start) -> Result<Mixed, Error> {
+    tune(&Tuning::default()).map_err(|error| Error::Invalid(error.to_string()))?;
+    let count: usize = mix.grid.iter().product();
+    let experts = (0..count).map(|number| Alone::new("ffn", mix.hidden, number as u64).map(Mutex::new));
+    let experts = experts.collect::<Result<Vec<_>, _>>()?;
+    let gate = input(mix.hidden, count, 3)?.set_requires_grad(true);
+    let local = Local { experts, gate, k: mix.k_best.min(count) as i64 };
+    let x = input(mix.rows, mix.hidden, 1)?;
+    local.step(&x)?;
+    start.wait()?;
+    let (mut mixed, mut times, begun) = (Mixed::default(), Latencies::default(), Instant::now());
+    while mixed.steps == 0 || begun.elapsed() < Duration::from_secs_f64(mix.seconds) {
+        let started = Instant::now();
+        mixed.chosen += local.step(&x)? as u64;
+        times.record(started.elapsed());
+        mixed.steps += 1;
+    }
+    mixed.rate = mixed.steps as f64 / begun.elapsed().as_secs_f64();
+    mixed.latency = times.recorded();
+    Ok(mixed)
+}
+
+impl Local {
+    /// Forward and backward; tells how many experts were chosen.
+    fn step(&self, x: &Tensor) -> Result<usize, Error> {
+        let x = x.detach().set_requires_grad(true);
+        let scores = x.f_matmul(&self.gate).map_err(failed)?;
+        let (best, index) = scores.f_topk(self.k, 1, true, true).map_err(failed)?;
+        let weights = best.f_softmax(1, None::<Kind>).map_err(failed)?;
+        let lots = no_grad(|| self.lots(&x, &index))?;
+        let (rows, width) = x.size2().map_err(failed)?;
+        let slots = Tensor::zeros([rows * self.k, width], (Kind::Float, x.device()));
+        for (lot, y) in lots.iter().zip(self.each(&lots, |expert, lot| expert.forward(&lot.x))?) {
+            let _ = slots.shallow_clone().f_index_copy_(0, &lot.places, &y).map_err(failed)?;
+        }
+        let slots = slots.reshape([rows, self.k, width]).set_requires_grad(true);
+        let y = (weights.f_unsqueeze(2).map_err(failed)? * &slots).f_sum_dim_intlist(1, false, Kind::Float);
+        let loss = y.map_err(failed)?.square().sum(Kind::Float);
+        let found = Tensor::f_run_backward(&[&loss], &[&slots, &x, &self.gate], false, false).map_err(failed)?;
+        let grads = found[0].reshape([rows * self.k, width]);
+        let train = |expert: &Alone, lot: &Lot| {
+            let gradient = no_grad(|| grads.f_index_select(0, &lot.places)).map_err(failed)?;
+            expert.train(&lot.x, &gradient)
+        };
+        let at_inputs = self.each(&lots, train)?;
+        let mut at_input = found[1].shallow_clone();
+        for (lot, gradient) in lots.iter().zip(at_inputs) {
+            let rows = lot.places.f_floor_divide_scalar(self.k).map_err(failed)?;
+            let _ = at_input.f_index_add_(0, &rows, &gradient).map_err(failed)?;
+        }
+        Ok(lots.len())
+    }
+
+    fn lots(&self, x: &Tensor, index: &Tensor) -> Result<Vec<Lot>, Error> {
+        let chosen = Vec::<i64>::try_from(index.f_reshape([-1]).map_err(failed)?).map_err(failed)?;
+        let mut places: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
+        for (place, expert) in chosen.into_iter().enumerate() {
+            places.entry(expert).or_default().push(place as i64);
+        }
+        let lot = |(expert, places): (i64, Vec<i64>)| {
+            let rows: Vec<i64> = places.iter().map(|place| place / self.k).collect();
+            let x = x.f_index_select(0, &Tensor::from_slice(&rows)).map_err(failed)?;
+            Ok(Lot { expert: expert as usize, places: Tensor::from_slice(&places), x })
+        };
+        places.into_iter().map(lot).collect()
+    }
+
+    /// Does the same with each lot, on a thread per core; results in the order of the lots.
+    fn each(
+        &self,
+        lots: &[Lot],
+        work: impl Fn(&Alone, &Lot) -> Result<Tensor, Error> + Sync,
+    ) -> Result<Vec<Tensor>, Error> {
+        let shared: Vec<(usize, Mutex<&Lot>)> = lots.iter().map(|lot| (lot.expert, Mutex::new(lot))).collect();
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let done: Mutex<Vec<(usize, Result<Tensor, Error>)>> = Mutex::new(Vec::new());
+        let turn = || {
+            while let Some((number, (expert, lot))) = {
+                let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                shared.get(number).map(|each| (number, each))
+            } {
+                let expert = self.experts[*expert].lock().unwrap_or_else(PoisonError::into_inner);
+                let lot = lot.lock().unwrap_or_else(PoisonError::into_inner);
+                let result = work(&expert, &lot);
+                done.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
+            }
+        };
+        thread::scope(|scope| (0..cores()).for_each(|_| drop(scope.spawn(turn))));
+        let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        done.sort_by_key(|(number, _)| *number);
+        done.into_iter().map(|(_, result)| result).collect()
+    }
+}
+
+fn failed(error: TchError) -> Error {
+    Error::Invalid(error.to_string())
+}
