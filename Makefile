@@ -1,6 +1,6 @@
 # Everything a fresh clone needs is one of these; each does its own set-up. Plain cargo works too once `make setup` has run.
 .DEFAULT_GOAL := help
-.PHONY: help tools setup build test light soak demo interop fmt lint doc
+.PHONY: help tools setup build test light soak demo interop bench compare fmt lint doc
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,18 @@ demo: setup ## Train a digit classifier through a hive of servers, one of which 
 interop: setup ## Test against real hivemind (711 MB of Python packages, once)
 	cargo build --workspace --bins --examples
 	tests/interop/run
+
+bench: setup ## Measure this machine: whole calls by skep bench, parts by criterion (release build, ten minutes)
+	cargo build --release -p skep
+	target/release/skep bench throughput --preset ffn_small_batch --clients 4
+	target/release/skep bench moe
+	target/release/skep bench dht
+	target/release/skep bench network
+	target/release/skep bench startup
+	cargo bench -p skep --bench parts
+
+compare: build ## Measure skep beside hivemind and torch.distributed.rpc (a quarter of an hour, 711 MB of Python packages once)
+	scripts/compare_peers
 
 fmt: ## Format the code
 	cargo fmt --all

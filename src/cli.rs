@@ -71,7 +71,7 @@ enum Command {
     Call(call::CallExpert),
     /// Measure this machine's hives, and beside them what the machine could do at best
     #[cfg(feature = "torch")]
-    #[command(subcommand)]
+    #[command(subcommand, after_help = bench::EXAMPLES)]
     Bench(bench::Bench),
 }
 

@@ -104,7 +104,7 @@ fn hiveminds_key_file_gives_hiveminds_peer_id() {
 
 #[test]
 fn every_command_shows_an_example_in_its_help_which_goes_to_stdout() {
-    let commands = "serve|dht|dht get|dht store|dht keys|check|config|config print|identity|identity new|identity show|experts|call";
+    let commands = "serve|dht|dht get|dht store|dht keys|check|config|config print|identity|identity new|identity show|experts|call|bench|bench throughput|bench moe|bench dht|bench network|bench startup";
     for name in commands.split('|') {
         let help = skep(&[&name.split(' ').collect::<Vec<_>>()[..], &["--help"]].concat());
         let text = String::from_utf8_lossy(&help.stdout);

@@ -26,7 +26,8 @@ use clap::Subcommand;
 
 use super::Failure;
 
-const EXAMPLES: &str = "\
+/// Shown by its help.
+pub const EXAMPLES: &str = "\
 Examples:
   skep bench throughput --preset ffn_small_batch
   skep bench throughput --clients 4 --hidden 512 --batch 32 --backward --json
@@ -37,7 +38,6 @@ Examples:
 
 /// The benchmarks.
 #[derive(Debug, Subcommand)]
-#[command(after_help = EXAMPLES)]
 pub enum Bench {
     /// Calls to experts: rate, latency, and what libtorch alone would do
     Throughput(throughput::Throughput),

@@ -76,7 +76,7 @@ impl Alone {
         let at_input = found.next().ok_or_else(|| Error::Invalid("no gradient".to_owned()))?;
         no_grad(|| {
             for (parameter, gradient) in self.parameters.iter().zip(found) {
-                parameter.shallow_clone().f_addcmul_(&gradient, &self.step).map_err(failed)?;
+                let _stepped = parameter.shallow_clone().f_addcmul_(&gradient, &self.step).map_err(failed)?;
             }
             Ok(at_input)
         })
@@ -127,9 +127,9 @@ pub fn run(work: &Computation, start: &Start) -> Result<Computed, Error> {
 }
 
 fn compute(expert: &Alone, x: &Tensor, gradient: &Tensor, backward: bool) -> Result<(), Error> {
-    expert.forward(x)?;
+    let _output = expert.forward(x)?;
     if backward {
-        expert.train(x, gradient)?;
+        let _gradient = expert.train(x, gradient)?;
     }
     Ok(())
 }

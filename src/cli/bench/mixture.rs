@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -34,6 +37,8 @@ struct Lot {
     /// Row and slot, as `row × k + slot`.
     places: Tensor,
     x: Tensor,
+    /// The gradient at their outputs, once it is known.
+    gradient: Tensor,
 }
 
 /// Makes the experts, tries a step, waits for the word, makes steps.
@@ -66,10 +71,11 @@ impl Local {
         let scores = x.f_matmul(&self.gate).map_err(failed)?;
         let (best, index) = scores.f_topk(self.k, 1, true, true).map_err(failed)?;
         let weights = best.f_softmax(1, None::<Kind>).map_err(failed)?;
-        let lots = no_grad(|| self.lots(&x, &index))?;
+        let mut lots = no_grad(|| self.lots(&x, &index))?;
         let (rows, width) = x.size2().map_err(failed)?;
         let slots = Tensor::zeros([rows * self.k, width], (Kind::Float, x.device()));
-        for (lot, y) in lots.iter().zip(self.each(&lots, |expert, lot| expert.forward(&lot.x))?) {
+        let outputs = each(&self.experts, &lots, |expert, lot| expert.forward(&lot.x))?;
+        for (lot, y) in lots.iter().zip(outputs) {
             let _ = slots.shallow_clone().f_index_copy_(0, &lot.places, &y).map_err(failed)?;
         }
         let slots = slots.reshape([rows, self.k, width]).set_requires_grad(true);
@@ -77,11 +83,10 @@ impl Local {
         let loss = y.map_err(failed)?.square().sum(Kind::Float);
         let found = Tensor::f_run_backward(&[&loss], &[&slots, &x, &self.gate], false, false).map_err(failed)?;
         let grads = found[0].reshape([rows * self.k, width]);
-        let train = |expert: &Alone, lot: &Lot| {
-            let gradient = no_grad(|| grads.f_index_select(0, &lot.places)).map_err(failed)?;
-            expert.train(&lot.x, &gradient)
-        };
-        let at_inputs = self.each(&lots, train)?;
+        for lot in &mut lots {
+            lot.gradient = no_grad(|| grads.f_index_select(0, &lot.places)).map_err(failed)?;
+        }
+        let at_inputs = each(&self.experts, &lots, |expert, lot| expert.train(&lot.x, &lot.gradient))?;
         let mut at_input = found[1].shallow_clone();
         for (lot, gradient) in lots.iter().zip(at_inputs) {
             let rows = lot.places.f_floor_divide_scalar(self.k).map_err(failed)?;
@@ -99,35 +104,45 @@ impl Local {
         let lot = |(expert, places): (i64, Vec<i64>)| {
             let rows: Vec<i64> = places.iter().map(|place| place / self.k).collect();
             let x = x.f_index_select(0, &Tensor::from_slice(&rows)).map_err(failed)?;
-            Ok(Lot { expert: expert as usize, places: Tensor::from_slice(&places), x })
+            Ok(Lot { expert: expert as usize, places: Tensor::from_slice(&places), x, gradient: Tensor::new() })
         };
         places.into_iter().map(lot).collect()
     }
+}
 
-    /// Does the same with each lot, on a thread per core; results in the order of the lots.
-    fn each(
-        &self,
-        lots: &[Lot],
-        work: impl Fn(&Alone, &Lot) -> Result<Tensor, Error> + Sync,
-    ) -> Result<Vec<Tensor>, Error> {
-        let shared: Vec<(usize, Mutex<&Lot>)> = lots.iter().map(|lot| (lot.expert, Mutex::new(lot))).collect();
-        let next = std::sync::atomic::AtomicUsize::new(0);
-        let done: Mutex<Vec<(usize, Result<Tensor, Error>)>> = Mutex::new(Vec::new());
-        let turn = || {
-            while let Some((number, (expert, lot))) = {
-                let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                shared.get(number).map(|each| (number, each))
-            } {
-                let expert = self.experts[*expert].lock().unwrap_or_else(PoisonError::into_inner);
-                let lot = lot.lock().unwrap_or_else(PoisonError::into_inner);
-                let result = work(&expert, &lot);
-                done.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
-            }
-        };
-        thread::scope(|scope| (0..cores()).for_each(|_| drop(scope.spawn(turn))));
-        let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-        done.sort_by_key(|(number, _)| *number);
-        done.into_iter().map(|(_, result)| result).collect()
+/// Does the same with each lot, on a thread per core; results in the order of the lots.
+fn each(
+    experts: &[Mutex<Alone>],
+    lots: &[Lot],
+    work: impl Fn(&Alone, &Lot) -> Result<Tensor, Error> + Sync,
+) -> Result<Vec<Tensor>, Error> {
+    // Tensors may change threads, but not be shared by them.
+    let shared: Vec<(usize, Mutex<Lot>)> = lots.iter().map(|lot| (lot.expert, Mutex::new(lot.share()))).collect();
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let turn = || {
+        while let Some((number, (expert, lot))) = {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            shared.get(number).map(|each| (number, each))
+        } {
+            let result = work(&held(&experts[*expert]), &held(lot));
+            held(&done).push((number, result));
+        }
+    };
+    thread::scope(|scope| (0..cores()).for_each(|_| drop(scope.spawn(turn))));
+    let mut done: Vec<(usize, Result<Tensor, Error>)> = std::mem::take(&mut held(&done));
+    done.sort_by_key(|(number, _)| *number);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Lot {
+    fn share(&self) -> Lot {
+        let Lot { expert, places, x, gradient } = self;
+        let (places, x, gradient) = (places.shallow_clone(), x.shallow_clone(), gradient.shallow_clone());
+        Lot { expert: *expert, places, x, gradient }
     }
 }
 
