@@ -35,6 +35,9 @@ def main():
         begun = time.monotonic()
         try:
             results[work.name] = {"unit": work.unit, "measures": measure(work, rounds, failures)}
+        except RuntimeError as error:
+            failures.append(f"{work.name}: {error}")
+            print(failures[-1], file=sys.stderr)
         finally:
             for server in work.open:
                 server.end()

@@ -112,6 +112,7 @@ def hivemind_moe(address, hidden, rows, seconds):
 def hivemind_dht(nodes, experts, batch):
     import hivemind
     from hivemind.moe.server.dht_handler import declare_experts, get_experts
+    from hivemind.utils import get_dht_time
 
     start()
     begun, peers = time.perf_counter(), []
@@ -123,7 +124,7 @@ def hivemind_dht(nodes, experts, batch):
     batches = [uids[at : at + batch] for at in range(0, experts, batch)]
     begun, stored, got = time.perf_counter(), 0, 0
     for each in batches:
-        stored += sum(declare_experts(peers[-2], each, hivemind.get_dht_time() + 300).values())
+        stored += sum(declare_experts(peers[-2], each, get_dht_time() + 300).values())
     store_seconds, begun = time.perf_counter() - begun, time.perf_counter()
     for each in batches:
         got += sum(expert is not None for expert in get_experts(peers[-1], each))

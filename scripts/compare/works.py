@@ -26,7 +26,7 @@ class Calls:
         shared = dict(rows=self.batch, hidden=self.hidden, backward=self.backward, in_flight=self.in_flight)
         experts = 1 if self.expert_cls == "nop" else self.experts
         uids = [f"bench.{n}" for n in range(experts)]
-        options = ["--expert_cls", self.expert_cls, "--hidden_dim", self.hidden, "--expert_pattern", f"bench.[0:{experts}]"]
+        options = ["--expert_cls", self.expert_cls, "--hidden_dim", self.hidden, "--expert_uids", *uids]
         options += ["--optimizer", "none" if self.expert_cls == "nop" else "sgd"]
 
         def own():
@@ -93,7 +93,8 @@ class Moe:
     open: list = field(default_factory=list)
 
     def parties(self):
-        options = ["--hidden_dim", self.hidden, "--expert_pattern", "bench.[0:4].[0:4]"]
+        uids = [f"bench.{row}.{column}" for row in range(4) for column in range(4)]
+        options = ["--hidden_dim", self.hidden, "--expert_uids", *uids]
 
         def own():
             report = skep("moe", "--hidden", self.hidden, "--seconds", self.seconds)
@@ -133,7 +134,7 @@ def start_of(experts, hidden):
         return {"skep": report["start_seconds"], "skep MiB": used["rss"] / 2**20, "skep processes": 1}
 
     def theirs():
-        server, _ = host("hivemind", "--hidden_dim", hidden, "--expert_pattern", f"bench.[0:{experts}]")
+        server, _ = host("hivemind", "--hidden_dim", hidden, "--expert_uids", *(f"bench.{n}" for n in range(experts)))
         try:
             import time
 
