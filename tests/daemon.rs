@@ -125,7 +125,8 @@ fn a_signal_in_the_middle_of_calls_ends_it_within_five_seconds_and_leaves_no_cal
         let (expert, deadline) = (found.expect("an answer").expect("it is announced"), deadline());
         let tell = tell.clone();
         let x = skep::wire::HostTensor::from_f32([1, 16], &[0.5; 16]).expect("it fits");
-        std::thread::spawn(move || tell.send(expert.forward_wait(vec![x], deadline).is_ok()));
+        let call = move || tell.send(expert.forward_wait(vec![x], deadline).is_ok());
+        std::thread::Builder::new().name("caller".to_owned()).spawn(call).expect("a thread starts");
     }
     assert!(ends.recv_timeout(PATIENCE).expect("a call ends"), "the first call is answered");
     // What it could not finish is no success.

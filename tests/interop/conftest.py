@@ -4,6 +4,7 @@ import hivemind
 import pytest
 import torch
 
+import forks
 import hosts
 
 
@@ -54,7 +55,8 @@ def join():
     nodes = []
 
     def node(*addresses, client_mode=True, **options):
-        nodes.append(hivemind.DHT(initial_peers=list(addresses), client_mode=client_mode, start=True, **options))
+        options |= {"client_mode": client_mode, "shutdown_timeout": forks.PATIENCE}
+        nodes.append(hivemind.DHT(initial_peers=list(addresses), start=True, **options))
         return nodes[-1]
 
     yield node

@@ -22,6 +22,7 @@ from hivemind.proto.runtime_pb2 import CompressionType
 from hivemind.utils.tensor_descr import BatchTensorDescriptor
 
 import custom_modules
+import forks
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 RATES = {"sgd": 0.01, "adam": 0.001}
@@ -50,7 +51,7 @@ def main():
 
     stop = threading.Event()
     if command == "dht":
-        dht = hivemind.DHT(start=True, **node)
+        dht = hivemind.DHT(start=True, shutdown_timeout=forks.PATIENCE, **node)
         shutdown = dht.shutdown
     else:
         if groups is not None:
@@ -58,7 +59,7 @@ def main():
             for group in json.loads(groups.read_text()):
                 experts |= backends(**group)
             periods = {key: options[key] for key in ("update_period", "expiration", "checkpoint_dir")}
-            dht = hivemind.DHT(start=True, **node)
+            dht = hivemind.DHT(start=True, shutdown_timeout=forks.PATIENCE, **node)
             server = hivemind.Server(dht, experts, num_connection_handlers=2, device="cpu", start=False, **periods)
         else:
             optimizer = optimizer_of(options.pop("optimizer"))

@@ -24,10 +24,9 @@ pub(super) fn sgd_step(
         grad = grad.f_add(&param.f_mul_scalar(rule.weight_decay)?)?;
     }
     if let Some(momentum) = momentum {
-        momentum.shallow_clone().f_mul_scalar_(rule.momentum)?.f_add_(&grad)?;
+        momentum.shallow_clone().f_copy_(&momentum.f_mul_scalar(rule.momentum)?.f_add(&grad)?)?;
         grad =
             if rule.nesterov { grad.f_add(&momentum.f_mul_scalar(rule.momentum)?)? } else { momentum.shallow_clone() };
     }
-    param.shallow_clone().f_sub_(&grad.f_mul_scalar(rate)?)?;
-    Ok(())
+    param.shallow_clone().f_copy_(&param.f_sub(&grad.f_mul_scalar(rate)?)?)
 }
