@@ -28,6 +28,7 @@ def main():
     options = parser.parse_args()
     end_with_us()
     began, results, failures = time.monotonic(), {}, []
+    load = os.getloadavg()[0]
     for work in works(options.quick):
         if options.only and options.only not in work.name:
             continue
@@ -45,6 +46,7 @@ def main():
     results = {
         "cores": os.cpu_count(),
         "processor": processor(),
+        "load": load,
         "rounds": options.rounds,
         "seconds": round(time.monotonic() - began),
         "failures": failures,

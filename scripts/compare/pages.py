@@ -39,8 +39,9 @@ def ratio(work, party):
 
 
 def table(results):
+    load = f"{results['load']:.1f} processes wanted to run when it began, so other programs ran beside it. "
     lines = [
-        f"{results['processor']}, {results['cores']} cores, {results['rounds']} rounds, {results['seconds']} s in all. "
+        (load if results["load"] > 0.5 else "") + f"{results['processor']}, {results['cores']} cores, {results['rounds']} rounds, {results['seconds']} s in all. "
         "Median, and in brackets the lowest and highest round.",
         "",
         "| work | party | rate or time | p50 of a call | skep against it |",

@@ -141,6 +141,8 @@ fn compute_until(
     backward: bool,
     until: Instant,
 ) -> Result<f64, Error> {
+    // OpenMP counts threads for each thread that asks it.
+    skep_torch::tch::set_num_threads(1);
     let begun = Instant::now();
     for (turn, expert) in experts.iter().cycle().enumerate() {
         if Instant::now() >= until {

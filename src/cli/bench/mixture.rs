@@ -120,6 +120,8 @@ fn each(
     let shared: Vec<(usize, Mutex<Lot>)> = lots.iter().map(|lot| (lot.expert, Mutex::new(lot.share()))).collect();
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let turn = || {
+        // OpenMP counts threads for each thread that asks it.
+        skep_torch::tch::set_num_threads(1);
         while let Some((number, (expert, lot))) = {
             let number = next.fetch_add(1, Ordering::Relaxed);
             shared.get(number).map(|each| (number, each))
