@@ -13,7 +13,7 @@ import torch
 from hivemind.compression import deserialize_torch_tensor, serialize_torch_tensor
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DictionaryDHTValue
-from hivemind.p2p import P2PHandlerError
+from hivemind.p2p import P2P, P2PDaemonError, P2PHandlerError
 from hivemind.proto import dht_pb2, runtime_pb2
 from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
 from hivemind.utils import MSGPackSerializer, get_dht_time
@@ -190,6 +190,28 @@ def test_one_peer_takes_one_place_in_a_routing_table(node):
         unary(dht, host.peer_id, "DHTProtocol.rpc_find", find.SerializeToString())
     ).results
     assert len(found.nearest_peer_ids) == 1
+
+
+def test_a_peer_that_speaks_nothing_of_hiveminds_is_in_no_address_book(start, join):
+    host = start.skep("dht")
+    # Its daemon speaks Kademlia, as every node of IPFS does, and nothing else.
+    stranger = RemoteExpertWorker.run_coroutine(P2P.create(initial_peers=[host.address]))
+    try:
+        friend, dht = join(host.address, client_mode=False), join(host.address)
+        find = dht_pb2.FindRequest(keys=[DHTID.generate().to_bytes()], peer=dht_pb2.NodeInfo()).SerializeToString()
+
+        def is_found(peer_id):
+            try:
+                return bool(unary(dht, peer_id.to_base58(), "DHTProtocol.rpc_find", find))
+            except P2PDaemonError as error:
+                assert "not found" in str(error) or "find any peer" in str(error), error
+                return False
+
+        # The caller knows only the node of skep's, and asks it for addresses.
+        assert within(LIMIT, lambda: is_found(friend.peer_id))
+        assert not is_found(stranger.peer_id)
+    finally:
+        RemoteExpertWorker.run_coroutine(stranger.shutdown())
 
 
 def test_a_key_has_room_for_so_much_and_no_more(node):
