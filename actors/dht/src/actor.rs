@@ -216,14 +216,14 @@ impl DhtActor {
     }
 
     fn set_alarm(&mut self, ctx: &mut Context<Self>) {
-        let wanted = self.node.poll_timeout();
-        if self.alarm.map(|(at, _)| at) == wanted {
+        let Some(at) = self.node.poll_timeout() else { return };
+        // One that rings too early costs less than a new one for every call.
+        if self.alarm.is_some_and(|(set, _)| set <= at) {
             return;
         }
         if let Some((_, alarm)) = self.alarm.take() {
             ctx.cancel_future(alarm);
         }
-        let Some(at) = wanted else { return };
         let alarm = self.shared.clock.sleep_until(at).into_actor(self).map(|(), actor, ctx| {
             actor.alarm = None;
             actor.step(Input::Tick, ctx);

@@ -205,7 +205,7 @@ impl Shared {
 
     fn announce_all_again(&self) {
         if self.dht.status().joined {
-            self.state().schedule.all_due(self.dht.clock().now());
+            self.state().schedule.start_anew(self.dht.clock().now());
         }
     }
 
@@ -213,7 +213,8 @@ impl Shared {
     async fn turn(&self) {
         self.withdraw().await;
         let clock = self.dht.clock();
-        let due = self.state().schedule.take_due(clock.now());
+        let nodes = self.dht.status().nodes;
+        let due = self.state().schedule.take_due(clock.now(), nodes);
         if due.is_empty() {
             return;
         }
@@ -264,7 +265,7 @@ impl Actor for AnnouncerActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        self.shared.state().schedule.all_due(self.shared.dht.clock().now());
+        self.shared.state().schedule.start_anew(self.shared.dht.clock().now());
         ctx.spawn(self.shared.clone().run().into_actor(self).map(|(), actor, ctx| actor.finish(ctx)));
     }
 }

@@ -3,9 +3,11 @@
 //! Limits count rows and bytes. Items of different keys share the limits but never a batch: hivemind's servers join
 //! whatever waits and lose the expert when two widths meet (docs/wire.md §12).
 //!
-//! Order: a batch always contains the item that has waited longest, so no key starves another. Those who wait for room
-//! ([`BatchMailbox::push_when_room`]) enter in the order in which they came, and while somebody waits, nobody else is
-//! let in before them.
+//! Order: a batch always contains the item that has been in line longest, so no key starves another. Those who wait for
+//! room ([`BatchMailbox::push_when_room`]) enter in the order in which they came, or the newest first while many leave
+//! unserved; while somebody waits, nobody else is let in before them.
+
+mod order;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -16,6 +18,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
+use self::order::Departures;
 use crate::{
     panics::drop_contained,
     time::{Clock, Deadline, Moment, before},
@@ -104,6 +107,10 @@ impl<T> BatchMailbox<T> {
     /// Puts an item at the end of the line as soon as there is room, in the order of the calls; [`PushError::Full`]
     /// when the deadline passes first.
     ///
+    /// Under lasting overload, that is once more than one in eight leaves unserved and until less than one in 32 does, the
+    /// newest enter first: in order of arrival everybody would reach the head of the line when about to leave, and work
+    /// would be done for nobody.
+    ///
     /// Dropping the future gives up the place and drops the item, unless the item already is in line. An item counts as
     /// waiting from the moment of the call. The number of waiters is not limited here: whoever calls this holds a permit
     /// of its own.
@@ -156,6 +163,8 @@ impl<T> BatchMailbox<T> {
         let mut line = self.lock();
         let dropped = line.sweep(keep);
         let batch = line.take_batch(max_rows);
+        line.departures.left(dropped.len());
+        line.departures.served(batch.len());
         let entered = line.admit();
         drop(line);
         announce(entered);
@@ -214,6 +223,7 @@ impl<T> Place<'_, T> {
     fn give_up(&self) -> Option<(T, NowFull)> {
         let mut line = self.mailbox.lock();
         let waiter = line.waiters.remove(&self.ticket)?;
+        line.departures.left(1);
         let now_full = line.now_full();
         // The next in line may be smaller.
         let entered = line.admit();
@@ -269,6 +279,7 @@ struct Line<T> {
     rows: u64,
     bytes: usize,
     waiters: BTreeMap<u64, Waiter<T>>,
+    departures: Departures,
     /// Number of the next arrival, in line or among the waiters.
     next: u64,
     closed: bool,
@@ -276,7 +287,16 @@ struct Line<T> {
 
 impl<T> Line<T> {
     fn new(capacity: Capacity) -> Self {
-        Self { capacity, lanes: BTreeMap::new(), rows: 0, bytes: 0, waiters: BTreeMap::new(), next: 0, closed: false }
+        Self {
+            capacity,
+            lanes: BTreeMap::new(),
+            rows: 0,
+            bytes: 0,
+            waiters: BTreeMap::new(),
+            departures: Departures::default(),
+            next: 0,
+            closed: false,
+        }
     }
 
     fn fits(&self, entry: &Entry<T>) -> bool {
@@ -308,12 +328,16 @@ impl<T> Line<T> {
     /// Lets waiters in while the first of them fits.
     fn admit(&mut self) -> Vec<Enter<T>> {
         let mut entered = Vec::new();
-        while self.waiters.first_key_value().is_some_and(|(_, first)| self.fits(&first.entry)) {
-            let (_, waiter) = self.waiters.pop_first().expect("the first waiter was just seen");
+        let newest_first = self.departures.newest_first();
+        loop {
+            let mut waiters = self.waiters.iter();
+            let first = if newest_first { waiters.next_back() } else { waiters.next() };
+            let Some((ticket, _)) = first.filter(|(_, first)| self.fits(&first.entry)) else { return entered };
+            let ticket = *ticket;
+            let waiter = self.waiters.remove(&ticket).expect("it was just seen");
             self.append(waiter.key, waiter.entry);
             entered.push(waiter.enter);
         }
-        entered
     }
 
     /// The key and the item that has waited longest.

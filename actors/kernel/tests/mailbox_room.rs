@@ -39,6 +39,34 @@ async fn those_who_wait_enter_in_order_and_before_those_who_do_not() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_newest_enter_first_once_many_leave_unserved() {
+    let (mailbox, clock) = (mailbox(1), TokioClock::system());
+    push(&mailbox, &clock, 0, 1).await.unwrap();
+    for _ in 0..20 {
+        let mut impatient = Box::pin(push(&mailbox, &clock, 7, 1));
+        assert!(poll!(&mut impatient).is_pending());
+    }
+    let (first, second) = (push(&mailbox, &clock, 1, 1), push(&mailbox, &clock, 2, 1));
+    pin!(first, second);
+    assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
+    assert_eq!(mailbox.take(Rows(9), ALL).batch, [0]);
+    assert!(poll!(&mut second).is_ready() && poll!(&mut first).is_pending());
+
+    // Others keep coming, but nobody leaves any more: those who have waited longest have their turn again.
+    let mut others = Vec::new();
+    for item in 100..500 {
+        let mut newer = Box::pin(push(&mailbox, &clock, item, 1));
+        assert!(poll!(&mut newer).is_pending());
+        others.push(newer);
+        mailbox.take(Rows(9), ALL);
+        if poll!(&mut first).is_ready() {
+            return;
+        }
+    }
+    panic!("the first one starved");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_wait_ends_at_its_deadline_and_returns_the_item() {
     let (mailbox, clock) = (mailbox(1), TokioClock::system());
     let start = clock.now();

@@ -59,6 +59,11 @@ impl Bans {
         self.lock().get(peer).is_some_and(|ban| now < ban.until)
     }
 
+    /// Whether the peer failed and has not answered since; its ban may be over.
+    pub fn is_suspect(&self, peer: &PeerId) -> bool {
+        self.lock().contains_key(peer)
+    }
+
     /// Peers that are banned now.
     pub fn banned(&self, now: Moment) -> BTreeSet<PeerId> {
         self.lock().iter().filter(|(_, ban)| now < ban.until).map(|(peer, _)| *peer).collect()
@@ -90,9 +95,10 @@ mod tests {
         }
         bans.failed(now, peer);
         bans.succeeded(&peer);
-        assert!(!bans.is_banned(now, &peer));
+        assert!(!bans.is_banned(now, &peer) && !bans.is_suspect(&peer));
         bans.failed(now, peer);
         assert!(!bans.is_banned(now + FIRST_BAN, &peer));
+        assert!(bans.is_suspect(&peer), "until it answers");
     }
 
     #[test]

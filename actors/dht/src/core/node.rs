@@ -6,6 +6,7 @@ mod handover;
 mod join;
 mod put;
 mod reunion;
+mod searching;
 mod serve;
 #[cfg(test)]
 mod tests;
@@ -27,13 +28,14 @@ use self::{
     join::Join,
     put::Put,
     reunion::Lost,
+    searching::Running,
 };
 use super::{
     bucket::Contact,
     cache::Cache,
     message::{Ask, Request, Response, Tell},
     routing::RoutingTable,
-    search::{Breadth, Search},
+    search::Standing,
     storage::{Limits, Storage, WhenFull},
     validate::Validators,
 };
@@ -87,6 +89,7 @@ enum Purpose {
         search: u64,
         contact: Contact,
         keys: Vec<DhtId>,
+        standing: Standing,
     },
     Put {
         ticket: Ticket,
@@ -126,12 +129,6 @@ enum For {
     Table,
 }
 
-#[derive(Debug)]
-struct Running {
-    search: Search,
-    purpose: For,
-}
-
 /// See the module's documentation.
 pub(crate) struct Node {
     config: DhtConfig,
@@ -148,6 +145,8 @@ pub(crate) struct Node {
     validators: Validators,
     next_id: u64,
     calls: BTreeMap<CallId, Pending>,
+    /// When calls of searches become slow, in order.
+    slow_calls: VecDeque<(Moment, CallId)>,
     searches: BTreeMap<u64, Running>,
     lookups: BTreeMap<DhtId, Lookup>,
     gets: BTreeMap<Ticket, Get>,
@@ -193,6 +192,7 @@ impl Node {
             validators: Validators::default(),
             next_id: 0,
             calls: BTreeMap::new(),
+            slow_calls: VecDeque::new(),
             searches: BTreeMap::new(),
             lookups: BTreeMap::new(),
             gets: BTreeMap::new(),
@@ -239,7 +239,7 @@ impl Node {
             self.now + Duration::from_secs_f64(wait)
         });
         let handover = self.handovers.values().any(Handover::is_idle).then_some(self.now);
-        let rounds = self.join.retry_at().into_iter().chain(self.lost.next_round());
+        let rounds = self.join.retry_at().into_iter().chain(self.lost.next_round()).chain(self.next_slow_call());
         gets.chain(puts).chain(refresh).chain(handover).chain(rounds).min()
     }
 
@@ -270,6 +270,7 @@ impl Node {
 
     fn on_time(&mut self) {
         self.expire_commands();
+        self.pass_over_slow_calls();
         self.refresh_cache();
         self.advance_handovers();
         self.keep_joined();
@@ -293,6 +294,9 @@ impl Node {
             Purpose::PingBack { .. } => self.config.wait() * 2 / 3,
             _ => self.config.wait(),
         };
+        if let Purpose::Search { standing: Standing::Prompt, .. } = purpose {
+            self.slow_calls.push_back((self.now + self.config.wait() / SLOW, call));
+        }
         self.calls.insert(call, Pending { peer, purpose });
         let request = Request { sender: self.sender(), ask };
         self.outputs.push_back(Output::Call { call, peer, request, patience });
@@ -307,10 +311,14 @@ impl Node {
         }
         let Response { sender, tell } = response;
         match (purpose, tell) {
-            (Purpose::Search { search, contact, keys }, Tell::Find(findings)) if findings.len() == keys.len() => {
-                self.on_found(search, contact, keys, findings);
+            (Purpose::Search { search, contact, keys, standing }, Tell::Find(findings))
+                if findings.len() == keys.len() =>
+            {
+                self.on_found(search, contact, standing, keys, findings);
             }
-            (Purpose::Search { search, contact, keys }, _) => self.on_search_failed(search, contact, &keys),
+            (Purpose::Search { search, contact, keys, standing }, _) => {
+                self.on_search_failed(search, contact, standing, &keys);
+            }
             (Purpose::Put { ticket, contact, items }, Tell::Store(ok)) if ok.len() == items.len() => {
                 self.on_put(ticket, contact, &items, &ok);
             }
@@ -334,7 +342,9 @@ impl Node {
             self.bans.failed(self.now, peer);
         }
         match purpose {
-            Purpose::Search { search, contact, keys } => self.on_search_failed(search, contact, &keys),
+            Purpose::Search { search, contact, keys, standing } => {
+                self.on_search_failed(search, contact, standing, &keys);
+            }
             Purpose::Put { ticket, items, .. } => self.on_put_failed(ticket, &items),
             Purpose::Bootstrap { .. } => self.on_bootstrap_failed(peer, reason.to_owned()),
             Purpose::PingBack { ticket, .. } => self.on_ping_back(ticket, false),
@@ -357,58 +367,6 @@ impl Node {
         }
     }
 
-    fn breadth(&self, queries_per_call: usize) -> Breadth {
-        Breadth {
-            beam_size: self.config.bucket_size,
-            num_workers: self.config.num_workers,
-            queries_per_call: queries_per_call.clamp(1, MAX_QUERIES_PER_CALL),
-            max_visits: self.config.max_visits,
-        }
-    }
-
-    fn start_search(&mut self, keys: Vec<DhtId>, queries_per_call: usize, purpose: For) -> u64 {
-        let initial: Vec<(DhtId, Vec<Contact>)> = keys
-            .into_iter()
-            .map(|key| {
-                let nearest = self.table.nearest(&key, self.config.bucket_size, None);
-                (key, nearest.into_iter().filter(|node| !self.bans.is_banned(self.now, &node.peer)).collect())
-            })
-            .collect();
-        let id = self.fresh_id();
-        let search = Search::new(self.breadth(queries_per_call), self.own, initial);
-        self.searches.insert(id, Running { search, purpose });
-        id
-    }
-
-    /// Makes the calls that a search wants and takes in what it has finished.
-    fn drive(&mut self, id: u64) {
-        let Some(mut running) = self.searches.remove(&id) else { return };
-        while let Some((contact, keys)) = running.search.next_call() {
-            if contact.peer == self.local_peer || self.bans.is_banned(self.now, &contact.peer) {
-                running.search.on_failure(contact, &keys);
-                continue;
-            }
-            let purpose = Purpose::Search { search: id, contact, keys: keys.clone() };
-            self.call(contact.peer, Ask::Find(keys), purpose);
-        }
-        let finished = running.search.take_finished();
-        match running.purpose {
-            For::Lookups => finished.iter().for_each(|key| self.conclude(key, &running.search)),
-            For::Put(ticket) if running.search.is_done() => self.place(ticket, &running.search),
-            For::Put(_) | For::Table => {}
-        }
-        if !running.search.is_done() {
-            self.searches.insert(id, running);
-        }
-    }
-
-    fn on_search_failed(&mut self, search: u64, contact: Contact, keys: &[DhtId]) {
-        if let Some(running) = self.searches.get_mut(&search) {
-            running.search.on_failure(contact, keys);
-        }
-        self.drive(search);
-    }
-
     fn expire_commands(&mut self) {
         let gets = self.gets.iter().filter(|(_, get)| get.deadline <= self.now).map(|(ticket, _)| *ticket);
         let puts = self.puts.iter().filter(|(_, put)| put.deadline <= self.now).map(|(ticket, _)| *ticket);
@@ -428,7 +386,8 @@ impl Node {
     }
 }
 
-/// Keys that one find call names at the most.
-const MAX_QUERIES_PER_CALL: usize = 64;
 /// Upper bound of a wait for a cache refresh, in seconds; only keeps arithmetic in range.
 const LONGEST_WAIT: f64 = 86_400.0;
+/// A search's call without an answer after this part of `wait_timeout`, half a second by default, gives its place to
+/// another one.
+const SLOW: u32 = 6;

@@ -1,4 +1,12 @@
 //! One iterative search for the nodes nearest to several keys at once (§6.9). Values found on the way are the caller's.
+//!
+//! A node that does not answer must not hold the search up: where half of the network has just died, one dead node after
+//! the other would cost its whole timeout. So a call that is slow gives its place to the next one while the search goes
+//! on waiting for it ([`Search::on_slow`]), and nodes that failed lately are asked aside ([`Search::set_aside`]): what they
+//! say is welcome, but nobody waits for it.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +24,19 @@ pub(crate) struct Breadth {
     pub queries_per_call: usize,
     /// Nodes asked for one key, however near the next one claims to be.
     pub max_visits: usize,
+    /// So many nodes must have answered for a key before its search ends without those asked aside.
+    pub enough: usize,
+}
+
+/// How much a search waits for one of its calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It holds one of the `num_workers` places.
+    Prompt,
+    /// It lost its place, and is waited for all the same.
+    Slow,
+    /// It is waited for only while too few others answered.
+    Aside,
 }
 
 /// A node by its distance to the key.
@@ -34,7 +55,10 @@ struct Query {
     answered: BTreeSet<Ranked>,
     known: BTreeSet<DhtId>,
     visits: usize,
+    /// Calls that are waited for.
     active: usize,
+    /// Calls to nodes that failed lately.
+    aside: usize,
     done: bool,
 }
 
@@ -49,13 +73,31 @@ impl Query {
         worst_kept.is_none_or(|worst| best.0 <= worst.0).then_some(best)
     }
 
-    fn learn(&mut self, key: &DhtId, contact: Contact, breadth: &Breadth) {
+    fn learn(&mut self, key: &DhtId, contact: Contact, breadth: &Breadth, unheard: &BTreeSet<DhtId>) {
         let room = self.known.len() < breadth.beam_size * KNOWN_PER_PLACE;
-        if room && self.known.insert(contact.id) {
+        if room && self.known.insert(contact.id) && !unheard.contains(&contact.id) {
             let ranked = (contact.id.distance(key), contact);
             self.candidates.insert(ranked);
             self.nearest.insert(ranked);
         }
+    }
+
+    /// Counts a node for nothing, at least until it answers.
+    fn pass_over(&mut self, key: &DhtId, contact: Contact) {
+        let ranked = (contact.id.distance(key), contact);
+        self.nearest.remove(&ranked);
+        self.candidates.remove(&ranked);
+        self.answered.remove(&ranked);
+    }
+
+    fn calls(&mut self, standing: Standing) -> &mut usize {
+        if standing == Standing::Aside { &mut self.aside } else { &mut self.active }
+    }
+
+    /// Whether nobody is left to ask or to wait for.
+    fn is_over(&self, breadth: &Breadth) -> bool {
+        let waits = self.active > 0 || (self.aside > 0 && self.answered.len() < breadth.enough);
+        !waits && self.candidate(breadth).is_none()
     }
 }
 
@@ -64,7 +106,10 @@ impl Query {
 pub(crate) struct Search {
     breadth: Breadth,
     queries: BTreeMap<DhtId, Query>,
+    /// Prompt calls under way.
     active: usize,
+    /// Nodes that failed, or were asked and have kept us waiting since.
+    unheard: BTreeSet<DhtId>,
     /// Queries that finished and were not reported yet.
     finished: Vec<DhtId>,
 }
@@ -75,10 +120,10 @@ impl Search {
         let mut queries = BTreeMap::new();
         for (key, initial) in keys {
             let mut query = Query { known: BTreeSet::from([own]), ..Query::default() };
-            initial.into_iter().for_each(|contact| query.learn(&key, contact, &breadth));
+            initial.into_iter().for_each(|contact| query.learn(&key, contact, &breadth, &BTreeSet::new()));
             queries.insert(key, query);
         }
-        let mut search = Self { breadth, queries, active: 0, finished: Vec::new() };
+        let mut search = Self { breadth, queries, active: 0, unheard: BTreeSet::new(), finished: Vec::new() };
         search.settle();
         search
     }
@@ -107,7 +152,7 @@ impl Search {
         let keys: Vec<DhtId> = std::iter::once(chosen).chain(extra).collect();
         for key in &keys {
             let query = self.queries.get_mut(key).expect("the keys come from the queries");
-            query.learn(key, contact, &self.breadth);
+            query.learn(key, contact, &self.breadth, &self.unheard);
             query.candidates.remove(&(contact.id.distance(key), contact));
             query.active += 1;
             query.visits += 1;
@@ -123,30 +168,77 @@ impl Search {
     }
 
     /// Takes in the neighbours that a node named for each key it was asked for.
-    pub fn on_answer(&mut self, contact: Contact, answers: Vec<(DhtId, Vec<Contact>)>) {
-        self.active -= 1;
+    pub fn on_answer(&mut self, contact: Contact, standing: Standing, answers: Vec<(DhtId, Vec<Contact>)>) {
+        self.leave_place(standing);
+        if self.unheard.remove(&contact.id) {
+            // It may be asked for the other keys, too.
+            for (key, query) in self.queries.iter_mut().filter(|(_, query)| !query.done) {
+                if query.known.remove(&contact.id) {
+                    query.learn(key, contact, &self.breadth, &self.unheard);
+                }
+            }
+        }
         for (key, neighbours) in answers {
             let Some(query) = self.queries.get_mut(&key) else { continue };
-            query.active -= 1;
-            query.answered.insert((contact.id.distance(&key), contact));
-            neighbours.into_iter().for_each(|neighbour| query.learn(&key, neighbour, &self.breadth));
+            *query.calls(standing) -= 1;
+            let ranked = (contact.id.distance(&key), contact);
+            query.candidates.remove(&ranked);
+            query.nearest.insert(ranked);
+            query.answered.insert(ranked);
+            neighbours.into_iter().for_each(|neighbour| query.learn(&key, neighbour, &self.breadth, &self.unheard));
         }
         self.settle();
     }
 
     /// A node did not answer: it counts for nothing any more, whatever key is looked for.
-    pub fn on_failure(&mut self, contact: Contact, keys: &[DhtId]) {
-        self.active -= 1;
-        for (key, query) in &mut self.queries {
-            let ranked = (contact.id.distance(key), contact);
-            query.nearest.remove(&ranked);
-            query.candidates.remove(&ranked);
-            query.answered.remove(&ranked);
-            if keys.contains(key) {
-                query.active -= 1;
-            }
+    pub fn on_failure(&mut self, contact: Contact, standing: Standing, keys: &[DhtId]) {
+        self.leave_place(standing);
+        self.pass_over(contact);
+        for key in keys {
+            self.queries.get_mut(key).into_iter().for_each(|query| *query.calls(standing) -= 1);
         }
         self.settle();
+    }
+
+    /// A prompt call takes long: others are asked meanwhile.
+    pub fn on_slow(&mut self, contact: Contact) {
+        self.leave_place(Standing::Prompt);
+        self.pass_over(contact);
+        self.settle();
+    }
+
+    /// The call that [`next_call`](Self::next_call) named last is not made. It counts as no visit.
+    pub fn skip(&mut self, contact: Contact, keys: &[DhtId]) {
+        self.uncount(keys);
+        self.on_failure(contact, Standing::Prompt, keys);
+    }
+
+    /// The call that [`next_call`](Self::next_call) named last goes to a node that failed lately. It counts as no visit.
+    pub fn set_aside(&mut self, contact: Contact, keys: &[DhtId]) {
+        self.uncount(keys);
+        self.leave_place(Standing::Prompt);
+        self.pass_over(contact);
+        for key in keys {
+            let query = self.queries.get_mut(key).expect("the call was made for keys of this search");
+            query.active -= 1;
+            query.aside += 1;
+        }
+        self.settle();
+    }
+
+    fn uncount(&mut self, keys: &[DhtId]) {
+        for key in keys {
+            self.queries.get_mut(key).expect("the call was made for keys of this search").visits -= 1;
+        }
+    }
+
+    fn leave_place(&mut self, standing: Standing) {
+        self.active -= usize::from(standing == Standing::Prompt);
+    }
+
+    fn pass_over(&mut self, contact: Contact) {
+        self.unheard.insert(contact.id);
+        self.queries.iter_mut().for_each(|(key, query)| query.pass_over(key, contact));
     }
 
     /// Ends the search for a key: what was found is good enough.
@@ -178,11 +270,11 @@ impl Search {
         self.queries.get(key).into_iter().flat_map(|query| &query.answered).map(|(_, contact)| *contact)
     }
 
-    /// A query ends when nobody is left to ask and no call is under way.
+    /// Ends the queries that are over.
     fn settle(&mut self) {
         let breadth = self.breadth;
         for (key, query) in &mut self.queries {
-            if !query.done && query.active == 0 && query.candidate(&breadth).is_none() {
+            if !query.done && query.is_over(&breadth) {
                 query.done = true;
                 self.finished.push(*key);
             }

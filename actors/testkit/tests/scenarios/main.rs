@@ -8,6 +8,7 @@ mod common;
 mod crashes;
 mod grid;
 mod joins;
+mod mass_start;
 mod overload;
 mod partition;
 mod quorum;

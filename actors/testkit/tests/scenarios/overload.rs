@@ -180,7 +180,7 @@ fn cold_experts_are_served_beside_a_hot_one() {
 }
 
 #[test]
-fn callers_that_know_no_overload_hear_of_it_by_their_deadline() {
+fn callers_that_know_no_overload_hear_by_their_deadline_and_goodput_stays() {
     let watch = Stopwatch::start("5, on hivemind's wire");
     let (peak, served) = Sim::with_seed(8).run(|sim| async move {
         let (hive, transport) = start(&sim).await;
@@ -195,8 +195,64 @@ fn callers_that_know_no_overload_hear_of_it_by_their_deadline() {
     let Served { offered, answered, refused, late, .. } = served[0];
     assert_eq!((answered + late, refused), (offered, 0));
     let goodput = per_second(&served) / peak;
+    assert!(goodput >= 0.9, "{goodput} of the peak");
     watch.report(format!(
         "of {offered} calls {answered} answered, {late} late: goodput {:.1} % of the peak",
         100.0 * goodput
     ));
+}
+
+#[test]
+fn cold_experts_are_served_beside_a_hot_one_whose_callers_know_no_overload() {
+    let watch = Stopwatch::start("5, hot and cold on hivemind's wire");
+    let (peak, served) = Sim::with_seed(9).run(|sim| async move {
+        let (hive, transport) = start(&sim).await;
+        let peak = peak(&sim, &hive, &transport).await;
+        sim.network().wire(Wire::Hivemind);
+        (peak, offer(&sim, &hive, &transport, 3.0 * peak, [2.8, 0.05, 0.05, 0.05, 0.05]).await)
+    });
+    let [hot, cold @ ..] = &served[..] else { unreachable!("five experts") };
+    assert!(cold.iter().all(|cold| cold.answered == cold.offered), "{cold:?}");
+    assert_eq!(hot.answered + hot.late, hot.offered);
+    let goodput = per_second(&served) / peak;
+    assert!(goodput >= 0.9, "{goodput} of the peak");
+    watch.report(format!(
+        "goodput {:.1} % of the peak; all {} calls to cold experts answered, {} of {} to the hot one",
+        100.0 * goodput,
+        cold.iter().map(|cold| cold.offered).sum::<u64>(),
+        hot.answered,
+        hot.offered
+    ));
+}
+
+/// Callers that are patient lose nothing to those that came later: each asks again once it is answered, three times as
+/// many as a line holds.
+#[test]
+fn callers_that_wait_for_each_other_are_all_served_in_turn() {
+    let watch = Stopwatch::start("5, in turn on hivemind's wire");
+    let (callers, served) = Sim::with_seed(10).run(|sim| async move {
+        let (hive, transport) = start(&sim).await;
+        sim.network().wire(Wire::Hivemind);
+        let (peer, uid, callers) = (hive.servers()[0].peer(), uid(0), 3 * LINE as usize);
+        let end = sim.now() + secs(size(10, 60));
+        let mut calls = FuturesUnordered::new();
+        let make = |caller: usize| {
+            let call = ExpertCall::forward(peer, &uid, 1.0, 1);
+            let (transport, sim) = (&transport, &sim);
+            async move { (caller, call.send(transport, within(sim, PATIENCE)).await) }
+        };
+        (0..callers).for_each(|caller| calls.push(make(caller)));
+        let mut served = vec![0u32; callers];
+        while let Some((caller, outcome)) = calls.next().await {
+            outcome.expect("everybody has a turn");
+            served[caller] += 1;
+            if sim.now() < end {
+                calls.push(make(caller));
+            }
+        }
+        (callers, served)
+    });
+    let (least, most) = (served.iter().min().unwrap(), served.iter().max().unwrap());
+    assert!(most - least <= most / 4 + 1, "between {least} and {most} answers");
+    watch.report(format!("{callers} callers got between {least} and {most} answers each"));
 }

@@ -5,7 +5,11 @@ use skep_kernel::Moment;
 use super::{Ask, For, Node, Output, Purpose, Ticket};
 use crate::{
     DhtId, Freshness, Stored, Timed,
-    core::{bucket::Contact, message::Finding, message::Record, search::Search},
+    core::{
+        bucket::Contact,
+        message::{Finding, Record},
+        search::{Search, Standing},
+    },
 };
 
 /// A get command: its values in the order of its keys.
@@ -98,7 +102,14 @@ impl Node {
         self.drive(search);
     }
 
-    pub(super) fn on_found(&mut self, search: u64, contact: Contact, keys: Vec<DhtId>, findings: Vec<Finding>) {
+    pub(super) fn on_found(
+        &mut self,
+        search: u64,
+        contact: Contact,
+        standing: Standing,
+        keys: Vec<DhtId>,
+        findings: Vec<Finding>,
+    ) {
         let mut neighbours = Vec::with_capacity(keys.len());
         for (key, finding) in keys.into_iter().zip(findings) {
             if let Some(value) = finding.value {
@@ -107,7 +118,7 @@ impl Node {
             neighbours.push((key, finding.nearest));
         }
         if let Some(running) = self.searches.get_mut(&search) {
-            running.search.on_answer(contact, neighbours);
+            running.search.on_answer(contact, standing, neighbours);
             let enough = self.lookups.iter().filter(|(_, lookup)| {
                 lookup.search == search && lookup.best.is_some() && !lookup.wants_more() && lookup.waiters.is_empty()
             });

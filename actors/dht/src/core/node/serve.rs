@@ -35,6 +35,7 @@ impl Node {
     fn meet_caller(&mut self, sender: Option<DhtId>, peer: PeerId) {
         let Some(id) = sender else { return };
         if !self.bans.is_banned(self.now, &peer) {
+            self.lost.found(&peer);
             return self.met(Contact { id, peer });
         }
         let is_asked = |pending: &Pending| pending.peer == peer && matches!(pending.purpose, Purpose::Check);

@@ -2,6 +2,7 @@
 
 mod believing;
 mod reunion;
+mod searching;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
