@@ -7,11 +7,11 @@ use skep_wire::ExpertUid;
 use crate::common::*;
 
 const SERVERS: usize = 200;
-/// Within this time every expert is found from everywhere, though the next regular announcement is far away.
+/// From so many seconds after the start on every expert is found from everywhere, though the next regular announcement is far away.
 const SETTLED: u64 = 30;
 
 #[test]
-fn when_all_start_at_once_every_expert_is_found_from_everywhere_within_half_a_minute() {
+fn when_all_start_at_once_every_expert_is_found_from_everywhere_from_half_a_minute_on() {
     let watch = Stopwatch::start("3, mass start");
     let (mut at_first, mut lookups) = (0, 0);
     for seed in 0..size(1, 10) {
@@ -45,6 +45,6 @@ async fn start_all(sim: Sim) -> (usize, usize) {
             assert_eq!(found.map(|found| found.value), Some(host), "seed {}: {}", sim.seed(), uids[number]);
         }
     }
-    assert!(sim.now() - ready < secs(2 * SETTLED), "lookups take their time, too");
+    assert!(sim.now() - ready < secs(240), "all this is before the next regular announcement");
     (missing, SERVERS * askers.len() / 5)
 }
