@@ -96,7 +96,10 @@ impl<T> Inbox<T> {
         let (reply, answer) = Reply::channel();
         self.tell(question(reply))?;
         match before(clock, deadline, answer).await {
-            Ok(answered) => answered.map_err(|_| AskError::Gone),
+            Ok(Ok(answer)) => Ok(answer),
+            // Whoever holds questions lets go of them at their deadline, too, and may be the first to do so.
+            Ok(Err(_)) if deadline.has_passed(clock.now()) => Err(AskError::Elapsed),
+            Ok(Err(_)) => Err(AskError::Gone),
             Err(_) => Err(AskError::Elapsed),
         }
     }
@@ -264,6 +267,21 @@ mod tests {
         let asking = inbox.ask(&clock, soon(&clock), |reply| Question::Double(1, reply));
         let crashing = async { drop(inbox.next().await) };
         assert_eq!(tokio::join!(asking, crashing).0, Err(AskError::Gone));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_question_dropped_at_its_deadline_is_late_and_not_lost() {
+        let (inbox, clock) = (Inbox::bounded(1), TokioClock::system());
+        let deadline = soon(&clock);
+        let dropping = async {
+            let question = inbox.next().await;
+            clock.sleep_until(deadline.moment()).await;
+            drop(question);
+        };
+        let asking = inbox.ask(&clock, deadline, |reply| Question::Double(1, reply));
+        // The one who drops it is woken first.
+        let (_, outcome) = tokio::join!(dropping, asking);
+        assert_eq!(outcome, Err(AskError::Elapsed));
     }
 
     #[tokio::test(start_paused = true)]
