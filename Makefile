@@ -1,9 +1,9 @@
 # Everything a fresh clone needs is one of these; each does its own set-up. Plain cargo works too once `make setup` has run.
 .DEFAULT_GOAL := help
-.PHONY: help tools setup build test light soak demo interop bench compare fmt lint doc
+.PHONY: help tools setup build test light soak demo interop bench compare gpu-check fmt lint doc
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 tools:
 	@command -v cargo >/dev/null || { echo 'make: cargo was not found; remedy: install Rust with rustup' >&2; exit 1; }
@@ -45,6 +45,9 @@ bench: setup ## Measure this machine: whole calls by skep bench, parts by criter
 
 compare: build ## Measure skep beside hivemind and torch.distributed.rpc (a quarter of an hour, 711 MB of Python packages once)
 	scripts/compare_peers
+
+gpu-check: tools ## Run the tests and presets that need a CUDA device
+	scripts/gpu-check
 
 fmt: ## Format the code
 	cargo fmt --all

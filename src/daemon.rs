@@ -40,6 +40,7 @@ pub fn node(config: &Config) -> Result<RuntimeBuilder, Error> {
     net.listen = config.node.host_maddrs.clone();
     net.announce = config.node.announce_maddrs.clone();
     net.allow_peers = config.node.allow_peers.as_deref().map(read_peers).transpose()?;
+    (net.native, net.tls) = (config.node.native, config.node.tls);
     net.limits.max_inbound_calls = config.limits.max_inbound_calls;
     net.limits.max_connections = config.limits.max_connections as usize;
     net.limits.reserved_connections = net.limits.max_connections / 2;
@@ -122,6 +123,8 @@ pub(crate) fn experts(group: &crate::config::Experts) -> Result<crate::Experts, 
         optimizer = optimizer.schedule(Schedule::Linear { warmup_steps: group.num_warmup_steps, total_steps: total });
     }
     let device = skep_torch::parse_device(&group.device).map_err(invalid)?;
+    // Here, before anything computes: CUDA can be loaded only before torch is first asked for it.
+    skep_torch::check_device(device).map_err(invalid)?;
     let compression = Compression::from_name(&group.compression).expect("checked to be a codec");
     let experts = experts.module(module).optimizer(optimizer).device(device).compression(compression);
     Ok(match group.seed {
@@ -306,4 +309,20 @@ fn read_peers(path: &Path) -> Result<Vec<PeerId>, Error> {
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_keys_of_the_transport_reach_the_network() {
+        let mut config = Config::default();
+        for (native, tls) in [(true, true), (false, true), (true, false)] {
+            (config.node.native, config.node.tls) = (native, tls);
+            let mut builder = node(&config).expect("nothing is read or opened");
+            let net = builder.net_config();
+            assert_eq!((net.native, net.tls), (native, tls));
+        }
+    }
 }

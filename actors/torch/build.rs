@@ -25,6 +25,7 @@ fn main() {
         .file("cpp/shim.cpp")
         .file("cpp/script.cpp")
         .file("cpp/random.cpp")
+        .file("cpp/stream.cpp")
         .compile("skep_torch_shim");
 
     // cargo puts search paths inside the target folder on the loader's path of every program it runs, dependents included.

@@ -45,6 +45,10 @@ pub struct Node {
     pub identity_path: Option<PathBuf>,
     /// A file of peer ids, one a line: nobody else may connect.
     pub allow_peers: Option<PathBuf>,
+    /// Expert calls travel on skep's own wire where the other side offers it; else all of them on hivemind's.
+    pub native: bool,
+    /// TLS is offered beside noise, and preferred where both sides have it.
+    pub tls: bool,
 }
 
 impl Default for Node {
@@ -55,6 +59,8 @@ impl Default for Node {
             initial_peers: Vec::new(),
             identity_path: None,
             allow_peers: None,
+            native: true,
+            tls: true,
         }
     }
 }

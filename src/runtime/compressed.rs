@@ -1,6 +1,6 @@
 //! A backend whose inputs travel compressed.
 
-use std::collections::BTreeMap;
+use std::{any::Any, collections::BTreeMap};
 
 use skep_expert::{Backend, BackendError, Batch, Snapshot};
 use skep_wire::{Compression, ExpertInfo, Nested, TensorDescriptor};
@@ -53,6 +53,10 @@ impl Backend for Compressed {
 
     fn steps(&self) -> u64 {
         self.inner.steps()
+    }
+
+    fn as_any_mut(&mut self) -> Option<&mut dyn Any> {
+        self.inner.as_any_mut()
     }
 
     fn optimizer(&self) -> &str {

@@ -108,11 +108,18 @@ impl Experts {
     }
 }
 
+#[cfg(not(feature = "torch"))]
+impl Experts {
+    pub(crate) fn streams(&self, _executors: usize) -> Option<skep_expert::Streams> {
+        None
+    }
+}
+
 #[cfg(feature = "torch")]
 mod torch {
-    use skep_expert::BackendFactory;
+    use skep_expert::{BackendError, BackendFactory, Streams};
     use skep_kernel::Seed;
-    use skep_torch::{ModuleSpec, OptimizerSpec, tch::Device};
+    use skep_torch::{CudaStream, ModuleSpec, OptimizerSpec, tch::Device};
     use skep_wire::ExpertUid;
 
     use super::Experts;
@@ -145,7 +152,21 @@ mod torch {
         }
     }
 
+    /// Streams of a CUDA device when nothing else is said: copies and launches of one overlap with the other's.
+    const STREAMS: usize = 2;
+
     impl Experts {
+        /// The streams of the device that the group is on, as many as `executors` says; `None` for the CPU.
+        pub(crate) fn streams(&self, executors: usize) -> Option<Streams> {
+            let device = self.torch.device;
+            let Device::Cuda(n) = device else { return None };
+            let count = if executors == 0 { STREAMS } else { executors };
+            Some(Streams::new(format!("cuda{n}"), count, move || {
+                let checked = skep_torch::check_device(device).and_then(|()| CudaStream::new(device));
+                checked.map_err(|error| BackendError::Failed(error.to_string()))
+            }))
+        }
+
         /// The module that each expert is: `Ffn::hidden(512)`.
         pub fn module(mut self, module: impl Into<ModuleSpec>) -> Self {
             self.torch.module = Some(module.into());

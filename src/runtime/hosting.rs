@@ -1,9 +1,14 @@
 //! From groups of experts to a server: chooses uids in the network, then builds and announces.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use skep_dht::Dht;
-use skep_expert::{ExpertPattern, HostedExpert, PlacementError, Server, ServerParts, TakePlaces, choose_uids};
+use skep_expert::{
+    Executors, ExpertPattern, HostedExpert, PlacementError, Server, ServerParts, Streams, TakePlaces, choose_uids,
+};
 use skep_kernel::{Deadline, SharedClock};
 use skep_wire::ExpertUid;
 use tokio::sync::watch;
@@ -53,7 +58,9 @@ pub(crate) async fn host(
             }
         }
     };
-    let server = experts(&groups, chosen).and_then(|experts| Server::new(parts, experts).map_err(|e| e.to_string()));
+    let executors = executors(&groups, &chosen, parts.config.executors);
+    let server = experts(&groups, chosen)
+        .and_then(|experts| Server::with_executors(parts, experts, executors).map_err(|error| error.to_string()));
     hosting.send_replace(match server {
         Ok(server) => Hosting::Running(server),
         Err(error) => Hosting::Failed(error),
@@ -101,6 +108,20 @@ async fn choose(
         chosen[rest] = kept.into_iter().cloned().collect();
     }
     Ok(chosen)
+}
+
+/// Who runs which expert: threads of the CPU, and the streams of devices for groups that are on one.
+fn executors(groups: &[Experts], chosen: &[Vec<ExpertUid>], executors: usize) -> Executors {
+    let mut placed: BTreeMap<ExpertUid, Streams> = BTreeMap::new();
+    for (group, uids) in groups.iter().zip(chosen) {
+        if let Some(streams) = group.streams(executors) {
+            placed.extend(uids.iter().map(|uid| (uid.clone(), streams.clone())));
+        }
+    }
+    match placed.is_empty() {
+        true => Executors::Threads,
+        false => Executors::Placed { place: Box::new(move |uid| placed.get(uid).cloned()) },
+    }
 }
 
 fn experts(groups: &[Experts], chosen: Vec<Vec<ExpertUid>>) -> Result<Vec<HostedExpert>, String> {

@@ -1,6 +1,6 @@
 //! The port to whatever computes: torch, a script, a closure.
 
-use std::collections::BTreeMap;
+use std::{any::Any, collections::BTreeMap};
 
 use skep_kernel::Rows;
 use skep_wire::{ExpertInfo, HostTensor};
@@ -83,6 +83,12 @@ pub trait Backend: Send {
 
     /// Replaces the whole state; names, shapes and dtypes must agree.
     fn load(&mut self, snapshot: &Snapshot) -> Result<(), BackendError>;
+
+    /// The backend as what it is, for a [`Device`](crate::Device) that works on more than host tensors; by default hidden.
+    /// A backend around another one gives that one's.
+    fn as_any_mut(&mut self) -> Option<&mut dyn Any> {
+        None
+    }
 }
 
 /// Makes a backend on an executor thread; called again when the expert is restarted.

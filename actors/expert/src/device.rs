@@ -113,6 +113,13 @@ impl<D: Device, T> Lane<D, T> {
         Some((tag, self.device.collect(launched)))
     }
 
+    /// Forgets the oldest launched batches until so many are left, after a device that failed to answer for them.
+    pub(crate) fn forget_down_to(&mut self, left: usize) {
+        while self.launched.len() > left {
+            drop(self.launched.pop_front());
+        }
+    }
+
     /// Whether nothing is staged or launched.
     pub fn is_empty(&self) -> bool {
         self.staged.is_none() && self.launched.is_empty()

@@ -4,6 +4,7 @@ mod inline;
 mod niceness;
 mod queue;
 mod run;
+mod streams;
 
 use std::{
     sync::{
@@ -20,6 +21,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, error};
 
 pub use inline::Cost;
+pub use streams::{Seat, Streams};
 
 use crate::{
     expert::Expert,
@@ -72,7 +74,7 @@ impl ExecutorGroup {
                 .name(format!("skep-exec-{device}-{i}"))
                 .spawn(move || serve(&queue, &clock, niceness, ticket));
             match started {
-                Ok(thread) => group.0.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread),
+                Ok(thread) => group.keep(thread),
                 Err(error) => {
                     group.0.queue.stop();
                     return Err(error);
@@ -80,6 +82,10 @@ impl ExecutorGroup {
             }
         }
         Ok(group)
+    }
+
+    fn keep(&self, thread: thread::JoinHandle<()>) {
+        self.0.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
     }
 
     /// The number of the next expert.

@@ -28,7 +28,7 @@ pub use checkpoint::{
 };
 pub use config::{ConfigError, ServerConfig};
 pub use device::{Cpu, Device, Lane, Outcome};
-pub use executor::Cost;
+pub use executor::{Cost, Seat, Streams};
 pub use expert::ExpertState;
 pub use handle::{Accepted, ExpertHandle, ExpertStatus};
 pub use saving::LAST_CHECKPOINT;

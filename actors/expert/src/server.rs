@@ -7,7 +7,7 @@ mod placement;
 mod status;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -31,7 +31,7 @@ pub use placement::{ExpertPattern, PlacementError, TakePlaces, choose_uids};
 pub use status::{ServerError, ServerStatus};
 
 use crate::{
-    BackendError, BackendFactory, Cost, ExpertActor, ExpertHandle, ExpertStatus, ServerConfig, SharedStore,
+    BackendError, BackendFactory, Cost, ExpertActor, ExpertHandle, ExpertStatus, ServerConfig, SharedStore, Streams,
     checkpointer::CheckpointActor,
     executor::ExecutorGroup,
     handle::build::build,
@@ -85,6 +85,11 @@ pub enum Executors {
         /// What each batch costs.
         cost: Cost,
     },
+    /// [`Threads`](Executors::Threads), and beside them those of devices for the experts that are on one.
+    Placed {
+        /// The streams of the device that an expert is on; `None` is the CPU. Each expert gets one of them for life.
+        place: Box<dyn Fn(&ExpertUid) -> Option<Streams> + Send>,
+    },
 }
 
 /// What the server is up to.
@@ -110,6 +115,10 @@ struct Shared {
     seed: Seed,
     config: ServerConfig,
     executors: ExecutorGroup,
+    /// One thread each.
+    streams: Vec<ExecutorGroup>,
+    /// Experts that are on a stream.
+    placed: BTreeMap<ExpertUid, ExecutorGroup>,
     saving: Option<Saving>,
     directory: Directory,
     calls: Arc<InFlight>,
@@ -139,7 +148,7 @@ impl Server {
             return Err(ServerError::DuplicateUid(twice.uid.clone()));
         }
         let group = |name, n| match &executors {
-            Executors::Threads => {
+            Executors::Threads | Executors::Placed { .. } => {
                 let group = ExecutorGroup::threads(clock.clone(), name, n, config.executor_niceness);
                 group.map_err(|error| ServerError::Threads(error.to_string()))
             }
@@ -149,7 +158,23 @@ impl Server {
             Some(store) => Some(Saving::new(store, config.keep_checkpoints, group("disk", 1)?)),
             None => None,
         };
-        let executors = group("cpu", config.executor_threads())?;
+        let executors_of_cpu = group("cpu", config.executor_threads())?;
+        let place: &dyn Fn(&ExpertUid) -> Option<Streams> = match &executors {
+            Executors::Placed { place } => &**place,
+            Executors::Threads | Executors::Inline { .. } => &|_| None,
+        };
+        let (mut streams, mut placed) = (BTreeMap::<String, Vec<ExecutorGroup>>::new(), BTreeMap::new());
+        for (i, HostedExpert { uid, .. }) in experts.iter().enumerate() {
+            let Some(device) = place(uid) else { continue };
+            let groups = match streams.entry(device.name().to_owned()) {
+                Entry::Occupied(started) => started.into_mut(),
+                Entry::Vacant(new) => {
+                    let started = device.start(&clock, config.executor_niceness);
+                    new.insert(started.map_err(|error| ServerError::Build { uid: uid.clone(), error })?)
+                }
+            };
+            placed.insert(uid.clone(), groups[i % groups.len()].clone());
+        }
         let server = Self(Arc::new(Shared {
             clock,
             spawner: spawner.clone(),
@@ -157,7 +182,9 @@ impl Server {
             router,
             seed: Seed::new(seed),
             config,
-            executors,
+            executors: executors_of_cpu,
+            streams: streams.into_values().flatten().collect(),
+            placed,
             saving,
             directory: Directory::default(),
             calls: Arc::default(),
@@ -333,7 +360,8 @@ impl Shared {
         let builds = experts.into_iter().map(|HostedExpert { uid, factory }| async move {
             let signal = self.directory.change_signal();
             let failed = |error| ServerError::Build { uid: uid.clone(), error };
-            let expert = build(&self.executors, uid.clone(), factory, &self.config, signal).await.map_err(failed)?;
+            let executors = self.placed.get(&uid).unwrap_or(&self.executors);
+            let expert = build(executors, uid.clone(), factory, &self.config, signal).await.map_err(failed)?;
             if let Some(saving) = &self.saving {
                 let within = Deadline::after(self.clock.now(), RESTORE_WITHIN);
                 let restored = saving.restore(&expert, within).await;
@@ -400,7 +428,9 @@ impl Shared {
         {
             warn!(%late, "actors are still running");
         }
-        let ended = self.executors.stop(Deadline::at(closed)).await;
+        let groups = std::iter::once(&self.executors).chain(&self.streams);
+        let ends = groups.map(|group| group.stop(Deadline::at(closed)));
+        let ended = futures::future::try_join_all(ends).await;
         if let Some(saving) = &self.saving
             && let Err(late) = saving.stop(Deadline::at(closed)).await
         {

@@ -40,8 +40,8 @@ pub struct NetConfig {
 pub struct NetLimits {
     /// Connections in all, 512. Over it a new connection is refused.
     pub max_connections: usize,
-    /// Connections kept for peers that speak our protocols, 256. When others hold all the rest, the oldest of them is
-    /// closed for a new one.
+    /// Connections kept for peers that speak our protocols, 256. When others hold all the rest, one of theirs is closed for
+    /// a new one: of a peer that said by identify that it speaks none of our protocols, else the oldest.
     pub reserved_connections: usize,
     /// Expert calls served at once, 1024, and as many DHT calls. Over it a call is refused at once.
     pub max_inbound_calls: usize,

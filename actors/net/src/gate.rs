@@ -71,20 +71,23 @@ impl Gate {
         Ok(())
     }
 
-    /// A new connection may turn out to be a peer of ours, so it gets in and the oldest stranger goes.
-    fn make_room(&mut self) {
-        let mut strangers = self.open.iter().filter(|(_, peer)| !self.book.is_ours(**peer));
-        let oldest = strangers.next().map(|(id, peer)| (*id, *peer));
-        let others = strangers.count();
-        if let Some((id, peer)) = oldest
-            && others + 1 > self.max_strangers
-        {
-            debug!(%peer, limit = self.max_strangers, "closing the oldest connection of a peer that is not of ours");
-            self.open.remove(&id);
-            self.closing.push_back((id, peer));
-            if let Some(waker) = self.waker.take() {
-                waker.wake();
-            }
+    /// A new connection may turn out to be a peer of ours, so it gets in. When it is one too many, one goes of a peer that
+    /// is not of ours: of one that said so itself, else the oldest.
+    fn arrived(&mut self, id: ConnectionId, peer: PeerId) {
+        self.open.insert(id, peer);
+        let others = self.open.iter().filter(|(_, peer)| !self.book.is_ours(**peer));
+        let others: Vec<(ConnectionId, PeerId)> = others.map(|(id, peer)| (*id, *peer)).collect();
+        if others.len() <= self.max_strangers {
+            return;
+        }
+        let earlier = || others.iter().filter(|(other, _)| *other != id);
+        let victim = earlier().find(|(_, peer)| self.book.is_stranger(*peer)).or_else(|| earlier().next());
+        let &(id, peer) = victim.unwrap_or(&others[0]);
+        debug!(%peer, limit = self.max_strangers, "closing a connection of a peer that is not of ours");
+        self.open.remove(&id);
+        self.closing.push_back((id, peer));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
         }
     }
 }
@@ -127,8 +130,7 @@ impl NetworkBehaviour for Gate {
     fn on_swarm_event(&mut self, event: FromSwarm) {
         match event {
             FromSwarm::ConnectionEstablished(established) => {
-                self.open.insert(established.connection_id, established.peer_id);
-                self.make_room();
+                self.arrived(established.connection_id, established.peer_id);
             }
             FromSwarm::ConnectionClosed(closed) => drop(self.open.remove(&closed.connection_id)),
             _ => {}
@@ -149,5 +151,67 @@ impl NetworkBehaviour for Gate {
                 Poll::Pending
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A gate at which others may hold three connections.
+    fn gate() -> (Gate, SharedBook) {
+        let book = SharedBook::new(64);
+        (Gate::new(None, 8, 5, book.clone()), book)
+    }
+
+    fn arrive(gate: &mut Gate, id: usize) -> PeerId {
+        let peer = PeerId::random();
+        gate.arrived(ConnectionId::new_unchecked(id), peer);
+        peer
+    }
+
+    fn closed(gate: &mut Gate) -> Vec<PeerId> {
+        gate.closing.drain(..).map(|(_, peer)| peer).collect()
+    }
+
+    #[test]
+    fn who_is_not_of_ours_by_its_own_words_goes_before_those_who_have_said_nothing_yet() {
+        let (mut gate, book) = gate();
+        let peers: Vec<PeerId> = (0..3).map(|id| arrive(&mut gate, id)).collect();
+        book.with(|book| book.foreign(peers[1], true));
+        arrive(&mut gate, 3);
+        assert_eq!(closed(&mut gate), [peers[1]]);
+        arrive(&mut gate, 4);
+        assert_eq!(closed(&mut gate), [peers[0]], "else the oldest goes");
+    }
+
+    #[test]
+    fn a_newcomer_stays_however_full_of_strangers_the_place_is() {
+        let (mut gate, book) = gate();
+        for id in 0..20 {
+            let newcomer = arrive(&mut gate, id);
+            assert!(!closed(&mut gate).contains(&newcomer));
+            book.with(|book| book.foreign(newcomer, true));
+        }
+        let ours = arrive(&mut gate, 20);
+        closed(&mut gate);
+        // It has not spoken yet; strangers that have said what they are go first, even younger ones.
+        for id in 21..40 {
+            let stranger = arrive(&mut gate, id);
+            assert!(!closed(&mut gate).contains(&ours));
+            book.with(|book| book.foreign(stranger, true));
+        }
+    }
+
+    #[test]
+    fn peers_of_ours_take_no_place_of_others_and_are_never_closed() {
+        let (mut gate, book) = gate();
+        let ours: Vec<PeerId> = (0..3).map(|id| arrive(&mut gate, id)).collect();
+        for peer in &ours {
+            book.with(|book| book.foreign(*peer, true));
+            book.with(|book| book.vouch(*peer));
+        }
+        let others: Vec<PeerId> = (3..7).map(|id| arrive(&mut gate, id)).collect();
+        assert_eq!(closed(&mut gate), [others[0]]);
     }
 }

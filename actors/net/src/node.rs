@@ -26,6 +26,7 @@ use crate::{
     NetError,
     behaviour::{Behaviour, BehaviourEvent, KAD},
     listen,
+    native_link::NATIVE,
     net::Shared,
     peers::Entry,
 };
@@ -194,8 +195,11 @@ impl Node {
                 debug!(from = %send_back_addr, %error, "an incoming connection failed");
             }
             SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. })) => {
-                let is_server = info.protocols.contains(&KAD);
-                self.shared.book.with(|book| book.identified(peer_id, info.listen_addrs, is_server));
+                let (is_server, is_foreign) = (info.protocols.contains(&KAD), is_foreign(&info));
+                self.shared.book.with(|book| {
+                    book.identified(peer_id, info.listen_addrs, is_server);
+                    book.foreign(peer_id, is_foreign);
+                });
             }
             SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event { peer, connection, result: Err(error) })) => {
                 if matches!(error, ping::Failure::Timeout | ping::Failure::Other { .. }) {
@@ -381,4 +385,11 @@ fn innermost(error: &dyn std::error::Error) -> String {
         error = source;
     }
     error.to_string()
+}
+
+/// Whether a peer says that it speaks none of our protocols. hivemind's names are none that identify can carry, but its
+/// daemon says what it is.
+fn is_foreign(info: &identify::Info) -> bool {
+    let is_known = ["skep/", "p2pd/"].iter().any(|agent| info.agent_version.starts_with(agent));
+    !is_known && !info.protocols.contains(&NATIVE)
 }

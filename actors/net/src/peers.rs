@@ -34,6 +34,8 @@ struct Known {
     ours: bool,
     named: bool,
     routing: Routing,
+    /// By its own words it speaks none of our protocols.
+    foreign: bool,
     heard: u64,
 }
 
@@ -78,6 +80,16 @@ impl AddressBook {
         let (newest, older) = (usable(peer, addresses), std::mem::take(&mut known.addresses));
         known.addresses = merged(newest, older);
         self.changed.insert(peer);
+    }
+
+    /// Identify told us whether the peer speaks none of our protocols.
+    pub(crate) fn foreign(&mut self, peer: PeerId, is_foreign: bool) {
+        self.known(peer).foreign = is_foreign;
+    }
+
+    /// Whether the peer said that it is none of ours, and did nothing else since.
+    pub(crate) fn is_stranger(&self, peer: PeerId) -> bool {
+        self.peers.get(&peer).is_some_and(|known| known.foreign && !known.ours)
     }
 
     /// Identify told us where the peer listens and whether it routes.
@@ -212,6 +224,10 @@ impl SharedBook {
 
     pub(crate) fn is_ours(&self, peer: PeerId) -> bool {
         self.lock().is_ours(peer)
+    }
+
+    pub(crate) fn is_stranger(&self, peer: PeerId) -> bool {
+        self.lock().is_stranger(peer)
     }
 
     fn lock(&self) -> MutexGuard<'_, AddressBook> {

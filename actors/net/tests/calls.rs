@@ -189,6 +189,9 @@ async fn a_service_that_panics_costs_only_its_caller_an_answer() {
     let failed = client.call(server.peer(), Method::Find, message(b"")).await;
     assert!(matches!(&failed, Err(RpcError::Remote { text }) if text.contains("panicked")), "{failed:?}");
     assert!(client.call(server.peer(), Method::Find, message(b"x")).await.is_ok());
+    // Nor does one that is asked by its own process.
+    let failed = server.call(server.peer(), Method::Find, message(b"")).await;
+    assert!(matches!(&failed, Err(RpcError::Remote { text }) if text.contains("panicked")), "{failed:?}");
 }
 
 #[tokio::test]

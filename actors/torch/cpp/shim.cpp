@@ -1,4 +1,5 @@
 #include "shim.h"
+#include "guarded.h"
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <c10/core/InferenceMode.h>
@@ -14,26 +15,12 @@
 #include <torch/version.h>
 #include <utility>
 #include <vector>
-#ifndef _WIN32
-#include <dlfcn.h>
-#endif
 
 using at::Tensor;
 using torch::autograd::Node;
 using torch::autograd::variable_list;
 
 namespace {
-
-template <class F> char *guarded(F &&body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const std::exception &e) {
-    return strdup(e.what());
-  } catch (...) {
-    return strdup("unknown C++ exception");
-  }
-}
 
 std::vector<Tensor> list(const skep_tensor *tensors, size_t n) {
   std::vector<Tensor> out;
@@ -193,11 +180,3 @@ char *skep_inference_enter(void **guard) {
   return guarded([&] { *guard = new c10::InferenceMode(true); });
 }
 void skep_inference_leave(void *guard) { delete static_cast<c10::InferenceMode *>(guard); }
-
-char *skep_load_cuda(const char *path) {
-#ifdef _WIN32
-  return strdup("loading CUDA at run time is not supported on Windows");
-#else
-  return dlopen(path, RTLD_NOW | RTLD_GLOBAL) ? nullptr : strdup(dlerror());
-#endif
-}

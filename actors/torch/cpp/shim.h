@@ -42,7 +42,4 @@ char *skep_from_blob(void *data, const int64_t *dims, size_t n_dims, int kind, v
 
 char *skep_inference_enter(void **guard);
 void skep_inference_leave(void *guard);
-
-// Loads libtorch_cuda into a process that was linked without it.
-char *skep_load_cuda(const char *path);
 }

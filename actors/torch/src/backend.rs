@@ -1,6 +1,6 @@
 //! [`TorchBackend`]: a module and its optimizer behind the port that experts are hosted through.
 
-use std::collections::BTreeMap;
+use std::{any::Any, collections::BTreeMap};
 
 use skep_expert::{Backend, BackendError, BackendFactory, Batch, Snapshot};
 use skep_wire::{ExpertInfo, HostTensor};
@@ -57,30 +57,84 @@ impl TorchBackend {
         Ok(())
     }
 
-    fn inputs(&self, batch: &Batch) -> Result<Vec<Tensor>, BackendError> {
-        let expected = self.info.flat_inputs().len();
-        if batch.inputs.len() != expected {
-            return Err(BackendError::Invalid(format!("{} inputs given, {expected} expected", batch.inputs.len())));
-        }
+    /// Where its parameters are.
+    pub(crate) fn device(&self) -> Device {
+        self.device
+    }
+
+    fn on_device(&self, hosts: &[HostTensor]) -> Result<Vec<Tensor>, BackendError> {
         let load = |host| convert::view(host).and_then(|t| t.f_to(self.device));
-        batch.inputs.iter().map(load).collect::<Result<_, _>>().map_err(|e| BackendError::Invalid(short(&e)))
+        hosts.iter().map(load).collect::<Result<_, _>>().map_err(|e| BackendError::Invalid(short(&e)))
+    }
+
+    fn check_count(&self, inputs: &[Tensor]) -> Result<(), BackendError> {
+        let expected = self.info.flat_inputs().len();
+        if inputs.len() == expected {
+            return Ok(());
+        }
+        Err(BackendError::Invalid(format!("{} inputs given, {expected} expected", inputs.len())))
+    }
+
+    /// Outputs for inputs on the module's device; `finish` hands them out.
+    pub(crate) fn forward_on<R>(
+        &mut self,
+        inputs: &[Tensor],
+        finish: impl FnOnce(&[Tensor]) -> Result<R, BackendError>,
+    ) -> Result<R, BackendError> {
+        self.set_draws()?;
+        let _guard = InferenceMode::enter().map_err(failed)?;
+        self.check_count(inputs)?;
+        finish(&self.module.forward(inputs).map_err(failed)?)
+    }
+
+    /// One step on inputs and output gradients on the module's device; `finish` hands out the input gradients before the
+    /// step, so that its failure changes nothing.
+    pub(crate) fn backward_on<R>(
+        &mut self,
+        mut inputs: Vec<Tensor>,
+        grad_outputs: &[Tensor],
+        finish: impl FnOnce(&[Tensor]) -> Result<R, BackendError>,
+    ) -> Result<R, BackendError> {
+        self.check_count(&inputs)?;
+        for input in inputs.iter_mut().filter(|input| input.is_floating_point()) {
+            *input = input.f_detach().and_then(|t| t.f_set_requires_grad(true)).map_err(failed)?;
+        }
+        self.set_draws()?;
+        let grads = self.gradients(&inputs, grad_outputs)?;
+        let norm = self.checked_norm(&grads)?;
+        let answer = inputs.iter().zip(&grads.inputs).map(|(input, grad)| match grad {
+            Some(grad) => Ok(grad.shallow_clone()),
+            None => input.f_detach()?.f_zeros_like(),
+        });
+        let answer = finish(&answer.collect::<Result<Vec<_>, _>>().map_err(failed)?)?;
+        if !self.spec.trains() {
+            return Ok(answer);
+        }
+        let grads = match self.spec.clip_grad_norm {
+            Some(limit) => clip(grads.parameters, norm, limit).map_err(failed)?,
+            None => grads.parameters,
+        };
+        let parameters: Vec<&Tensor> = self.parameters.iter().collect();
+        let step = self.optimizer.step(&parameters, &grads, self.spec.schedule.factor(self.steps));
+        step.map_err(|error| BackendError::Torn(short(&error)))?;
+        self.steps += 1;
+        Ok(answer)
     }
 
     /// The batch's output gradients in the outputs' dtypes, with the outputs that they belong to. Outputs that depend on
     /// nothing trainable are left out.
-    fn seeds<'a>(&self, outputs: &'a [Tensor], batch: &Batch) -> Result<Vec<(&'a Tensor, Tensor)>, BackendError> {
-        if outputs.len() != batch.grad_outputs.len() {
-            let given = batch.grad_outputs.len();
+    fn seeds<'a>(outputs: &'a [Tensor], grads: &[Tensor]) -> Result<Vec<(&'a Tensor, Tensor)>, BackendError> {
+        if outputs.len() != grads.len() {
+            let given = grads.len();
             return Err(BackendError::Invalid(format!("{given} output gradients given for {} outputs", outputs.len())));
         }
         let mut seeds = Vec::new();
-        for (i, (output, host)) in outputs.iter().zip(&batch.grad_outputs).enumerate() {
+        for (i, (output, grad)) in outputs.iter().zip(grads).enumerate() {
             if !output.requires_grad() {
                 continue;
             }
-            let grad = convert::view(host)
-                .and_then(|g| g.f_to(self.device)?.f_to_kind(output.f_kind()?))
-                .map_err(|e| BackendError::Invalid(short(&e)))?;
+            let grad = output.f_kind().and_then(|kind| grad.f_to_kind(kind));
+            let grad = grad.map_err(|e| BackendError::Invalid(short(&e)))?;
             if grad.size() != output.size() {
                 let (want, got) = (output.size(), grad.size());
                 return Err(BackendError::Invalid(format!("gradient of output {i} has shape {got:?}, not {want:?}")));
@@ -91,9 +145,9 @@ impl TorchBackend {
     }
 
     /// Gradients of all inputs and of the parameters, if these train, at the current parameters.
-    fn gradients(&self, inputs: &[Tensor], batch: &Batch) -> Result<Gradients, BackendError> {
+    fn gradients(&self, inputs: &[Tensor], grad_outputs: &[Tensor]) -> Result<Gradients, BackendError> {
         let outputs = tch::with_grad(|| self.module.forward(inputs)).map_err(failed)?;
-        let seeds = self.seeds(&outputs, batch)?;
+        let seeds = Self::seeds(&outputs, grad_outputs)?;
         let trained: &[Tensor] = if self.spec.trains() { &self.parameters } else { &[] };
         let wanted: Vec<&Tensor> = inputs.iter().filter(|i| i.requires_grad()).chain(trained).collect();
         let mut found = if seeds.is_empty() || wanted.is_empty() {
@@ -153,7 +207,7 @@ fn is_finite(tensor: &Tensor) -> Result<bool, BackendError> {
     tensor.f_isfinite().and_then(|t| t.f_all()?.f_int64_value(&[])).map(|all| all != 0).map_err(failed)
 }
 
-fn hosts(tensors: &[Tensor]) -> Result<Vec<HostTensor>, BackendError> {
+pub(crate) fn hosts(tensors: &[Tensor]) -> Result<Vec<HostTensor>, BackendError> {
     tensors.iter().map(|t| to_host(t).map_err(|e| BackendError::Failed(e.to_string()))).collect()
 }
 
@@ -189,36 +243,17 @@ impl Backend for TorchBackend {
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<Vec<HostTensor>, BackendError> {
-        self.set_draws()?;
-        let _guard = InferenceMode::enter().map_err(failed)?;
-        hosts(&self.module.forward(&self.inputs(batch)?).map_err(failed)?)
+        let inputs = self.on_device(&batch.inputs)?;
+        self.forward_on(&inputs, hosts)
     }
 
     fn backward(&mut self, batch: &Batch) -> Result<Vec<HostTensor>, BackendError> {
-        let mut inputs = self.inputs(batch)?;
-        for input in inputs.iter_mut().filter(|input| input.is_floating_point()) {
-            *input = input.f_detach().and_then(|t| t.f_set_requires_grad(true)).map_err(failed)?;
-        }
-        self.set_draws()?;
-        let grads = self.gradients(&inputs, batch)?;
-        let norm = self.checked_norm(&grads)?;
-        let answer = inputs.iter().zip(&grads.inputs).map(|(input, grad)| match grad {
-            Some(grad) => Ok(grad.shallow_clone()),
-            None => input.f_detach()?.f_zeros_like(),
-        });
-        let answer = hosts(&answer.collect::<Result<Vec<_>, _>>().map_err(failed)?)?;
-        if !self.spec.trains() {
-            return Ok(answer);
-        }
-        let grads = match self.spec.clip_grad_norm {
-            Some(limit) => clip(grads.parameters, norm, limit).map_err(failed)?,
-            None => grads.parameters,
-        };
-        let parameters: Vec<&Tensor> = self.parameters.iter().collect();
-        let step = self.optimizer.step(&parameters, &grads, self.spec.schedule.factor(self.steps));
-        step.map_err(|error| BackendError::Torn(short(&error)))?;
-        self.steps += 1;
-        Ok(answer)
+        let (inputs, grads) = (self.on_device(&batch.inputs)?, self.on_device(&batch.grad_outputs)?);
+        self.backward_on(inputs, &grads, hosts)
+    }
+
+    fn as_any_mut(&mut self) -> Option<&mut dyn Any> {
+        Some(self)
     }
 
     fn save(&mut self) -> Result<Snapshot, BackendError> {

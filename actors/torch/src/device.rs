@@ -2,7 +2,7 @@
 
 use tch::Device;
 
-use crate::Error;
+use crate::{Error, process};
 
 /// Reads `cpu`, `cuda` (the first one) or `cuda:n`.
 pub fn parse_device(text: &str) -> Result<Device, Error> {
@@ -14,16 +14,20 @@ pub fn parse_device(text: &str) -> Result<Device, Error> {
     parsed.ok_or_else(|| Error::Config(format!("no device is called {text:?}; try cpu, cuda or cuda:0")))
 }
 
-/// Fails when the process cannot compute on `device`. The first call for CUDA decides for the process whether there is
-/// any: load it before (see [`process::tune`](crate::process::tune)).
+/// Fails when the process cannot compute on `device`. For CUDA it loads libtorch_cuda first, if nobody has: that belongs
+/// before the process's first question about CUDA, whose answer torch keeps (see [`process::tune`](crate::process::tune)).
 pub fn check_device(device: Device) -> Result<(), Error> {
     match device {
         Device::Cpu => Ok(()),
-        Device::Cuda(n) if n < usize::try_from(tch::Cuda::device_count()).unwrap_or(0) => Ok(()),
-        Device::Cuda(n) => Err(Error::Config(format!(
-            "device cuda:{n} is not there: {} CUDA devices found; is there a driver, and is LIBTORCH a CUDA build?",
-            tch::Cuda::device_count()
-        ))),
+        Device::Cuda(n) => match process::load_cuda(process::CUDA_LIBRARY) {
+            Ok(count) if n < count => Ok(()),
+            Ok(0) => Err(Error::Config(format!(
+                "device cuda:{n} is not there: libtorch_cuda finds no CUDA device; is the NVIDIA driver loaded (nvidia-smi), \
+                 and does CUDA_VISIBLE_DEVICES name one?"
+            ))),
+            Ok(count) => Err(Error::Config(format!("device cuda:{n} is not there: there are {count}, from cuda:0 on"))),
+            Err(error) => Err(error),
+        },
         other => Err(Error::Config(format!("experts do not run on {other:?}; try cpu or cuda:0"))),
     }
 }

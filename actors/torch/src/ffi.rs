@@ -2,6 +2,7 @@
 
 mod random;
 mod script;
+mod stream;
 
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
@@ -15,6 +16,7 @@ use torch_sys::C_tensor;
 
 pub(crate) use random::bernoulli_;
 pub(crate) use script::Script;
+pub(crate) use stream::{Event, Stream, StreamGuard, cuda_devices, load_cuda};
 
 #[cfg(target_endian = "big")]
 compile_error!("tensors travel as little-endian bytes and are mapped without conversion");
@@ -81,7 +83,6 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn skep_inference_enter(guard: *mut *mut c_void) -> *mut c_char;
     fn skep_inference_leave(guard: *mut c_void);
-    fn skep_load_cuda(path: *const c_char) -> *mut c_char;
 }
 
 /// Turns the shim's answer into a result.
@@ -380,13 +381,6 @@ impl Drop for InferenceMode {
         // SAFETY: the pointer came from `skep_inference_enter` on this thread and is released once.
         unsafe { skep_inference_leave(self.0) }
     }
-}
-
-/// Loads libtorch_cuda into the process, for which it was not linked.
-pub(crate) fn load_cuda(library: &str) -> Result<(), TchError> {
-    let path = CString::new(library)?;
-    // SAFETY: the path outlives the call; the library's initializers are torch's own.
-    check(unsafe { skep_load_cuda(path.as_ptr()) })
 }
 
 /// Keeps big temporaries on glibc's heap instead of mapping and faulting them anew each step.

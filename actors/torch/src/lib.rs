@@ -22,6 +22,7 @@ pub mod pt;
 mod remote;
 mod schedule;
 mod staging;
+mod stream;
 mod switch_layer;
 
 pub use autograd::{attach, take_backward_error};
@@ -37,5 +38,6 @@ pub use module::{
 pub use optim::{Adam, AdamW, OptimizerSpec, Rule, Sgd};
 pub use remote::RemoteExpert;
 pub use schedule::Schedule;
+pub use stream::CudaStream;
 pub use switch_layer::{SwitchConfig, SwitchMixtureOfExperts};
 pub use tch;

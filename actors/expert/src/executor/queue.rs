@@ -136,6 +136,11 @@ impl ReadyQueue {
         }
     }
 
+    /// Blocks this thread a little, less if something comes.
+    pub fn nap(&self, time: Duration) {
+        drop(self.changed.wait_timeout(self.lock(), time));
+    }
+
     fn hand_out(&self, inner: MutexGuard<'_, Inner>, work: Work) -> Work {
         let alarms = inner.alarms.next().is_some();
         drop(inner);

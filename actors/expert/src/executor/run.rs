@@ -10,7 +10,7 @@ use tracing::{debug, error};
 use crate::{
     BackendError, Batch, Kind,
     batch::{check_results, join, split},
-    device::run_on_cpu,
+    device::{Outcome, run_on_cpu},
     expert::{Control, Counters, Expert, ExpertState, Slot},
     task::Task,
 };
@@ -133,16 +133,28 @@ impl Errand {
 }
 
 fn run_batch(expert: &Expert, kind: Kind, tasks: Vec<Task>) {
+    count_tasks(expert, kind, &tasks);
+    let mut slot = expert.slot();
+    let parts = attempt(expert, &mut slot, kind, &tasks);
+    settle(expert, &mut slot, kind, tasks, parts);
+}
+
+pub(super) fn count_tasks(expert: &Expert, kind: Kind, tasks: &[Task]) {
     let counter = match kind {
         Kind::Forward => &expert.counters.forward_tasks,
         Kind::Backward => &expert.counters.backward_tasks,
     };
     Counters::add(counter, tasks.len());
-    let mut slot = expert.slot();
-    let outcome = attempt(expert, &mut slot, kind, &tasks);
+}
+
+/// What a batch gave, by task.
+pub(super) type Parts = Vec<Vec<HostTensor>>;
+
+/// Answers the tasks of a batch that has run. One that failed before its step runs again task by task.
+pub(super) fn settle(expert: &Expert, slot: &mut Slot, kind: Kind, tasks: Vec<Task>, parts: Result<Parts, Failure>) {
     // Before the answers: who has one sees its step counted.
-    count_steps(expert, &slot);
-    match outcome {
+    count_steps(expert, slot);
+    match parts {
         Ok(parts) => {
             for (task, part) in tasks.into_iter().zip(parts) {
                 task.answer(Ok(part));
@@ -151,8 +163,8 @@ fn run_batch(expert: &Expert, kind: Kind, tasks: Vec<Task>) {
         Err(Failure::BeforeStep(_)) if tasks.len() > 1 => {
             debug!(uid = %expert.uid, tasks = tasks.len(), "batch failed; its tasks run one by one");
             for task in tasks {
-                let outcome = alone(expert, &mut slot, kind, &task);
-                count_steps(expert, &slot);
+                let outcome = alone(expert, slot, kind, &task);
+                count_steps(expert, slot);
                 match outcome {
                     Ok(part) => task.answer(Ok(part)),
                     Err(failure) => failure.answer(expert, [task]),
@@ -180,7 +192,7 @@ fn alone(expert: &Expert, slot: &mut Slot, kind: Kind, task: &Task) -> Result<Ve
 }
 
 /// How a batch failed.
-enum Failure {
+pub(super) enum Failure {
     /// Nothing was changed: its tasks may run again.
     BeforeStep(ServeError),
     /// The work was done but cannot be handed out.
@@ -209,36 +221,64 @@ impl Failure {
 }
 
 /// Runs tasks as one batch; the results by task. Panics end here, also of what the backend leaves to be dropped.
-fn attempt(expert: &Expert, slot: &mut Slot, kind: Kind, tasks: &[Task]) -> Result<Vec<Vec<HostTensor>>, Failure> {
+fn attempt(expert: &Expert, slot: &mut Slot, kind: Kind, tasks: &[Task]) -> Result<Parts, Failure> {
     let tried = contain(|| try_batch(expert, slot, kind, tasks));
-    tried.unwrap_or_else(|panic| match kind {
-        // Forward changes no parameter, so nothing can be half done.
-        Kind::Forward => Err(Failure::BeforeStep(ServeError::Internal(format!("forward panicked: {panic}")))),
-        Kind::Backward => Err(Failure::Torn(format!("backward panicked: {panic}"))),
-    })
+    tried.unwrap_or_else(|panic| Err(panicked(kind, panic)))
 }
 
-fn try_batch(expert: &Expert, slot: &mut Slot, kind: Kind, tasks: &[Task]) -> Result<Vec<Vec<HostTensor>>, Failure> {
+/// What a panic while a batch ran means.
+pub(super) fn panicked(kind: Kind, panic: String) -> Failure {
+    match kind {
+        // Forward changes no parameter, so nothing can be half done.
+        Kind::Forward => Failure::BeforeStep(ServeError::Internal(format!("forward panicked: {panic}"))),
+        Kind::Backward => Failure::Torn(format!("backward panicked: {panic}")),
+    }
+}
+
+/// What became of a batch that was launched behind one that tore its expert's state.
+pub(super) fn ran_on_torn_state(expert: &Expert, kind: Kind) -> Failure {
+    let refusal = expert.abandons_line().unwrap_or(ServeError::Stopping);
+    match kind {
+        Kind::Forward => Failure::BeforeStep(refusal),
+        Kind::Backward => Failure::AfterStep(refusal),
+    }
+}
+
+fn try_batch(expert: &Expert, slot: &mut Slot, kind: Kind, tasks: &[Task]) -> Result<Parts, Failure> {
+    let batch = form_batch(expert, tasks)?;
+    let outcome = run_on_cpu(kind, batch.clone(), &mut **slot.backend);
+    parts_of(expert, kind, tasks, &batch, outcome)
+}
+
+/// One batch of the tasks.
+pub(super) fn form_batch(expert: &Expert, tasks: &[Task]) -> Result<Batch, Failure> {
     let batch = join(tasks).map_err(|error| Failure::BeforeStep(ServeError::Invalid(error.to_string())))?;
     Counters::add(&expert.counters.batches, 1);
     Counters::add(&expert.counters.rows, batch.rows.0 as usize);
     expert.counters.batch_rows.count(batch.rows.0.into());
-    let results = call_backend(slot, kind, &batch)?;
+    Ok(batch)
+}
+
+/// Checks what a batch gave and cuts it into the parts of its tasks.
+pub(super) fn parts_of(
+    expert: &Expert,
+    kind: Kind,
+    tasks: &[Task],
+    batch: &Batch,
+    outcome: Outcome,
+) -> Result<Parts, Failure> {
+    let results = outcome.map_err(|error| match error {
+        BackendError::Invalid(text) => Failure::BeforeStep(ServeError::Invalid(text)),
+        BackendError::Failed(text) => Failure::BeforeStep(ServeError::Internal(text)),
+        torn @ BackendError::Torn(_) => Failure::Torn(torn.to_string()),
+    })?;
     let broken_promise = |text| {
         error!(uid = %expert.uid, text, "backend broke its promise");
         Failure::AfterStep(ServeError::Internal(text))
     };
-    check_results(&expert.schema, kind, &batch, &results).map_err(broken_promise)?;
+    check_results(&expert.schema, kind, batch, &results).map_err(broken_promise)?;
     let rows: Vec<Rows> = tasks.iter().map(|task| task.rows).collect();
     split(&results, &rows).map_err(|error| broken_promise(error.to_string()))
-}
-
-fn call_backend(slot: &mut Slot, kind: Kind, batch: &Batch) -> Result<Vec<HostTensor>, Failure> {
-    run_on_cpu(kind, batch.clone(), &mut **slot.backend).map_err(|error| match error {
-        BackendError::Invalid(text) => Failure::BeforeStep(ServeError::Invalid(text)),
-        BackendError::Failed(text) => Failure::BeforeStep(ServeError::Internal(text)),
-        torn @ BackendError::Torn(_) => Failure::Torn(torn.to_string()),
-    })
 }
 
 /// Takes the expert out of service; what is in line is answered when its owner looks again.
