@@ -93,14 +93,15 @@ fn batching(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements(tasks));
         group.bench_function(BenchmarkId::new("push_and_take", tasks), |bench| {
             bench.iter(|| {
+                let mut queued = false;
                 for task in 0..tasks {
                     let pushed = mailbox.try_push(Moment::START, task, Rows(1), 256, Key(1));
                     assert!(pushed.is_ok());
-                    token.on_push();
+                    queued |= token.on_push();
                 }
-                token.on_take();
+                assert!(queued && token.on_take());
                 let taken = mailbox.take(Rows(4096), |_| true);
-                token.on_finish(false);
+                assert!(!token.on_finish(false));
                 taken.batch.len()
             });
         });

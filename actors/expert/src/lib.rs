@@ -33,7 +33,7 @@ pub use expert::ExpertState;
 pub use handle::{Accepted, ExpertHandle, ExpertStatus};
 pub use saving::LAST_CHECKPOINT;
 pub use server::{
-    Executors, ExpertPattern, HostedExpert, PlacementError, Server, ServerError, ServerParts, ServerStatus, TakePlaces,
-    choose_uids,
+    Executors, ExpertPattern, HostedExpert, Place, PlacementError, Server, ServerError, ServerParts, ServerStatus,
+    TakePlaces, choose_uids,
 };
 pub use task::{Kind, TaskResult};

@@ -76,6 +76,9 @@ pub struct HostedExpert {
     pub factory: BackendFactory,
 }
 
+/// Which streams of a device an expert is on; `None` for the CPU.
+pub type Place = Box<dyn Fn(&ExpertUid) -> Option<Streams> + Send>;
+
 /// What runs the experts.
 pub enum Executors {
     /// Threads `skep-exec-cpu-n`, as many as the configuration says, and `skep-exec-disk-0` for checkpoints.
@@ -87,8 +90,8 @@ pub enum Executors {
     },
     /// [`Threads`](Executors::Threads), and beside them those of devices for the experts that are on one.
     Placed {
-        /// The streams of the device that an expert is on; `None` is the CPU. Each expert gets one of them for life.
-        place: Box<dyn Fn(&ExpertUid) -> Option<Streams> + Send>,
+        /// Asked once for each expert, which keeps its stream for life.
+        place: Place,
     },
 }
 

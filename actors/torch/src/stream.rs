@@ -187,7 +187,7 @@ mod tests {
 
     /// Work of both kinds in a fixed order.
     fn work() -> Vec<(Kind, Batch)> {
-        let kind = |i: usize| if i % 3 == 0 { Kind::Forward } else { Kind::Backward };
+        let kind = |i: usize| if i.is_multiple_of(3) { Kind::Forward } else { Kind::Backward };
         (0..9).map(|i| (kind(i), batch(1 + i % 4, i, i % 3 != 0))).collect()
     }
 
