@@ -13,7 +13,6 @@ use std::{
 use bytes::Bytes;
 use futures::AsyncWriteExt as _;
 use libp2p::{PeerId, Stream};
-use prost::Message as _;
 use skep_kernel::{Deadline, SharedClock, panics::contain_future, time::before};
 use skep_rpc::{Answer, Body, Inbound, Meta, RequestId, Router, ServeError, Service as _, TensorBody};
 use skep_wire::{
@@ -25,7 +24,7 @@ use skep_wire::{
         stream::{self, Kind},
         unary::{self, UnaryMessage},
     },
-    proto::{gather_response, runtime::ExpertRequest},
+    proto::{self, gather_response, runtime::ExpertRequest},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, warn};
@@ -330,14 +329,14 @@ fn decode_body(method: Method, data: Bytes) -> Result<Body, ServeError> {
     if !method.carries_tensors() {
         return Ok(Body::Message(data));
     }
-    let request = ExpertRequest::decode(data).map_err(|error| ServeError::Invalid(error.to_string()))?;
+    let request = proto::decode::<ExpertRequest>(data).map_err(|error| ServeError::Invalid(error.to_string()))?;
     Ok(Body::Tensors(TensorBody { uid: request.uid, tensors: request.tensors }))
 }
 
 /// One message of a streamed request: its uid must be that of the others, its piece belongs to the latest tensor.
 fn take_piece(pieces: &mut Assembler, uid: &mut Option<String>, message: Bytes) -> Result<(), ServeError> {
     let frame_len = message.len();
-    let request = ExpertRequest::decode(message).map_err(|error| ServeError::Invalid(error.to_string()))?;
+    let request = proto::decode::<ExpertRequest>(message).map_err(|error| ServeError::Invalid(error.to_string()))?;
     let expected = uid.get_or_insert_with(|| request.uid.clone());
     if *expected != request.uid {
         let text = format!("one call names two experts: {expected:?} and {:?}", request.uid);

@@ -261,6 +261,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
                             call.answer_with(Err(RpcError::TooLarge { size, limit: max_bytes }));
                         }
                     }
+                    // A peer may begin one answer on both lanes.
+                    Some(call) if call.answer.is_some() => return Err(Broken::Unexpected("a second answer")),
                     Some(call) => call.answer = Some(head),
                 }
             }
@@ -292,6 +294,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
     fn on_body(&mut self, id: u64, bytes: bytes::Bytes) -> Result<(), Broken> {
         let Some(call) = self.open.get_mut(&id) else { return Ok(()) };
         let Some(head) = call.answer.take() else { return Err(Broken::Unexpected("an answer without a beginning")) };
+        if head.body.len() != bytes.len() as u64 {
+            return Err(Broken::Unexpected("the body of another answer"));
+        }
         let is_tensors = matches!(head.body, native::BodyHead::Tensors { .. });
         let answer = match is_tensors == call.method.carries_tensors() {
             true => Ok(Answer { body: convert::join(head.body, bytes), load: head.load.map(convert::load_in) }),

@@ -184,10 +184,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
             (Event::Hello(_), _) => Err(Broken::Unexpected("a greeting")),
             (_, None) => Err(Broken::Unexpected("frames before its greeting")),
             (Event::Request(head), _) => self.enter(index, head),
-            (Event::Body { id, bytes }, _) => {
-                self.serve(id, bytes);
-                Ok(())
-            }
+            (Event::Body { id, bytes }, _) => self.serve(id, bytes),
             (Event::Credit(bytes), _) => {
                 self.inlets[index].lane.writer.allow(bytes);
                 Ok(())
@@ -196,6 +193,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
                 if self.forget(id).is_some() {
                     Counters::add(&self.node.server.counters.calls_in_left);
                 }
+                // On either lane: the cancellation may have come on the other one than the body.
+                self.drop_body(id);
                 for inlet in &mut self.inlets {
                     inlet.lane.writer.cancel(id);
                 }
@@ -244,12 +243,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
     }
 
     /// A request is complete: a task of its own serves it.
-    fn serve(&mut self, id: u64, bytes: Bytes) {
-        let Some(Served { deadline: until_complete, visit, stage }) = self.calls.remove(&id) else { return };
+    fn serve(&mut self, id: u64, bytes: Bytes) -> Result<(), Broken> {
+        let Some(Served { deadline: until_complete, visit, stage }) = self.calls.remove(&id) else { return Ok(()) };
         self.deadlines.remove(&(until_complete, id));
+        // A peer may begin one number on both lanes.
         let Stage::Arriving { head, since, bytes: held } = stage else {
-            unreachable!("a body is complete once, for its number is in use until it is answered")
+            return Err(Broken::Unexpected("a second body"));
         };
+        if head.body.len() != bytes.len() as u64 {
+            return Err(Broken::Unexpected("the body of another call"));
+        }
         let deadline = since + Duration::from_micros(head.wait_us).min(MAX_WAIT);
         self.deadlines.insert((deadline, id));
 
@@ -275,6 +278,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
             done.waker.wake();
         });
         self.calls.insert(id, Served { deadline, visit, stage: Stage::Running(task.abort_handle()) });
+        Ok(())
     }
 
     /// Queues an answer. Its visit ends when its last byte was written.

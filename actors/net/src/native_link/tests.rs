@@ -223,6 +223,17 @@ mod calling {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_answer_begun_on_both_streams_ends_the_link() {
+        let mut rig = Rig::new();
+        let (link, [mut calls, mut bulk]) = rig.link().await;
+        let call = rig.call(&link, 10, LONG);
+        assert!(matches!(calls.next().await, Some(Event::Request(RequestHead { id: 0, .. }))));
+        calls.send(answer(0, 10)).await;
+        bulk.send(answer(0, 100)).await;
+        assert!(matches!(call.await, Err(RpcError::Unreachable { step: Step::Exchange, .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_lost_link_fails_what_was_sent_as_unreachable_and_says_what_was_not() {
         let mut rig = Rig::new();
         let (link, [mut calls, bulk]) = rig.link().await;
@@ -363,6 +374,34 @@ mod serving {
         end.send_body(id, request(id, Method::Info, 2), Bytes::from_static(b"hi")).await;
         assert!(matches!(end.next().await, Some(Event::Answer(AnswerHead { id: got, .. })) if got == id));
         assert!(matches!(end.next().await, Some(Event::Body { id: got, bytes }) if got == id && bytes == "hi"));
+    }
+
+    async fn until_inside(rig: &Rig, calls: usize) {
+        while rig.inside() != calls {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cancellation_on_the_other_stream_drops_the_body_that_had_begun() {
+        let rig = Rig::new(&NetConfig::default());
+        let (mut calls, mut bulk) = (rig.greeted(Which::Calls).await, rig.greeted(Which::Bulk).await);
+        calls.send(request(1, Method::Info, 10)).await;
+        calls.send(Header::Chunk { id: 1, bytes: 4 }).await;
+        calls.raw(b"half").await;
+        until_inside(&rig, 1).await;
+        bulk.send(Header::Cancel { id: 1 }).await;
+        until_inside(&rig, 0).await;
+        // The same number again, on the other stream; the rest of the first body belongs to nothing.
+        bulk.send(request(1, Method::Info, 2)).await;
+        until_inside(&rig, 1).await;
+        calls.send(Header::Chunk { id: 1, bytes: 6 }).await;
+        calls.raw(b" later").await;
+        bulk.send(Header::Chunk { id: 1, bytes: 2 }).await;
+        bulk.raw(b"hi").await;
+        assert!(matches!(calls.next().await, Some(Event::Answer(AnswerHead { id: 1, .. }))));
+        assert!(matches!(calls.next().await, Some(Event::Body { id: 1, bytes }) if bytes == "hi"));
+        is_served(&mut calls, 2).await;
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,7 +8,6 @@ use std::pin::pin;
 use bytes::Bytes;
 use futures::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use libp2p::PeerId;
-use prost::Message as _;
 use skep_rpc::{Body, Call, RpcError, Step, TensorBody};
 use skep_wire::{
     DType, Framing, Method,
@@ -20,7 +19,7 @@ use skep_wire::{
     },
     limits::MAX_UNARY_PAYLOAD,
     proto::{
-        gather_request,
+        self, gather_request,
         runtime::{ExpertResponse, Tensor},
     },
 };
@@ -151,7 +150,8 @@ pub(super) async fn read_unary_answer(
     }
     match frame.message {
         UnaryMessage::Response(data) if method.carries_tensors() => {
-            let response = ExpertResponse::decode(data).map_err(|error| Failure::Malformed(error.to_string()))?;
+            let response =
+                proto::decode::<ExpertResponse>(data).map_err(|error| Failure::Malformed(error.to_string()))?;
             Ok(Body::Tensors(TensorBody { uid: String::new(), tensors: response.tensors }))
         }
         UnaryMessage::Response(data) => Ok(Body::Message(data)),
@@ -173,7 +173,7 @@ pub(super) async fn read_stream_answer(mut reader: impl AsyncRead + Unpin, max_b
             Frame::Message(message) => {
                 any = true;
                 let response =
-                    ExpertResponse::decode(message).map_err(|error| Failure::Malformed(error.to_string()))?;
+                    proto::decode::<ExpertResponse>(message).map_err(|error| Failure::Malformed(error.to_string()))?;
                 for piece in response.tensors {
                     pieces.push(piece, header.len).map_err(|error| Failure::Malformed(error.to_string()))?;
                 }
