@@ -230,7 +230,8 @@ mod calling {
         assert!(matches!(calls.next().await, Some(Event::Request(RequestHead { id: 0, .. }))));
         calls.send(answer(0, 10)).await;
         bulk.send(answer(0, 100)).await;
-        assert!(matches!(call.await, Err(RpcError::Unreachable { step: Step::Exchange, .. })));
+        let ended = call.await;
+        assert!(matches!(ended, Err(RpcError::Malformed { .. })), "{ended:?}");
     }
 
     #[tokio::test(start_paused = true)]
