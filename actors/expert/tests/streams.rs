@@ -13,8 +13,8 @@ use common::*;
 use skep_expert::{
     Backend, BackendError, Batch, Device, Executors, Kind, Outcome, Server, ServerConfig, ServerParts, Streams,
 };
-use skep_kernel::{Deadline, Moment, SharedClock, Spawner, TokioClock};
-use skep_rpc::{Router, ServeError};
+use skep_kernel::{Deadline, Moment, SharedClock};
+use skep_rpc::ServeError;
 
 /// What a device was told, in order.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,19 +92,7 @@ impl Device for Slow {
 }
 
 fn run<R, F: Future<Output = R>>(test: impl FnOnce(ServerParts, SharedClock) -> F) -> R {
-    actix_rt::System::new().block_on(async {
-        let clock: SharedClock = Arc::new(TokioClock::system());
-        let parts = ServerParts {
-            clock: clock.clone(),
-            spawner: Spawner::arbiter(actix_rt::Arbiter::current()),
-            dht: None,
-            router: Router::new(),
-            seed: 1,
-            checkpoints: None,
-            config: ServerConfig { executors: 1, max_batch_size: 1, ..Default::default() },
-        };
-        test(parts, clock).await
-    })
+    in_real_time(ServerConfig { executors: 1, max_batch_size: 1, ..Default::default() }, test)
 }
 
 fn soon(clock: &SharedClock) -> Deadline {

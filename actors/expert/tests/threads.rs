@@ -6,23 +6,11 @@ use std::time::Duration;
 
 use common::*;
 use skep_expert::{HostedExpert, Kind, Server, ServerConfig, ServerParts, Snapshot};
-use skep_kernel::{Deadline, SharedClock, Spawner, TokioClock};
-use skep_rpc::{Router, ServeError};
+use skep_kernel::{Deadline, SharedClock};
+use skep_rpc::ServeError;
 
 fn run<R, F: Future<Output = R>>(test: impl FnOnce(ServerParts, SharedClock) -> F) -> R {
-    actix_rt::System::new().block_on(async {
-        let clock: SharedClock = std::sync::Arc::new(TokioClock::system());
-        let parts = ServerParts {
-            clock: clock.clone(),
-            spawner: Spawner::arbiter(actix_rt::Arbiter::current()),
-            dht: None,
-            router: Router::new(),
-            seed: 1,
-            checkpoints: None,
-            config: ServerConfig { executors: 3, max_batch_size: 16, ..Default::default() },
-        };
-        test(parts, clock).await
-    })
+    in_real_time(ServerConfig { executors: 3, max_batch_size: 16, ..Default::default() }, test)
 }
 
 #[test]

@@ -12,12 +12,32 @@ use skep_expert::{
     Accepted, Backend, BackendError, Batch, Executors, ExpertHandle, HostedExpert, Kind, Server, ServerConfig,
     ServerParts, Snapshot, TaskResult,
 };
-use skep_kernel::Deadline;
+use skep_kernel::{Deadline, SharedClock, Spawner, TokioClock};
 use skep_rpc::Router;
 use skep_testkit::Sim;
 use skep_wire::{DType, ExpertInfo, HostTensor, TensorDescriptor};
 
 type Script = Box<dyn FnMut(&Batch) -> Result<Vec<HostTensor>, BackendError> + Send>;
+
+/// Runs a test under real time, for servers whose executors are real threads.
+pub fn in_real_time<R, F>(config: ServerConfig, test: impl FnOnce(ServerParts, SharedClock) -> F) -> R
+where
+    F: Future<Output = R>,
+{
+    actix_rt::System::new().block_on(async {
+        let clock: SharedClock = Arc::new(TokioClock::system());
+        let parts = ServerParts {
+            clock: clock.clone(),
+            spawner: Spawner::arbiter(actix_rt::Arbiter::current()),
+            dht: None,
+            router: Router::new(),
+            seed: 1,
+            checkpoints: None,
+            config,
+        };
+        test(parts, clock).await
+    })
+}
 
 /// Runs closures; lists what it was given.
 pub struct Closures {
