@@ -20,12 +20,12 @@ use libp2p_identity::PeerId;
 use multiaddr::Multiaddr;
 use skep_dht::{DhtError, Listed};
 use skep_expert::ExpertStatus;
-use skep_kernel::{AskError, Deadline, GuardianHandle, Moment, WallTime};
+use skep_kernel::{AskError, Deadline, GuardianHandle, Moment, Signal, WallTime};
 use skep_moe::Client;
 use skep_net::Net;
 use skep_rpc::Transport;
 use skep_wire::ExpertPrefix;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use crate::error::Error;
 use hosting::Hosting;
@@ -42,7 +42,7 @@ pub(crate) struct Shared {
     net: Arc<Net>,
     client: Client,
     guardian: GuardianHandle,
-    hosting: watch::Sender<Hosting>,
+    hosting: Signal<Hosting>,
     stop: Mutex<Option<oneshot::Sender<()>>>,
     stopping: AtomicBool,
 }
@@ -103,7 +103,7 @@ impl Runtime {
 
     /// Hosted experts that are built, in the order of their uids.
     pub fn experts(&self) -> Vec<ExpertStatus> {
-        match &*self.shared.hosting.borrow() {
+        match self.shared.hosting.get() {
             Hosting::Running(server) => server.status().experts,
             _ => Vec::new(),
         }
@@ -167,11 +167,10 @@ async fn ready(shared: Arc<Shared>, waited: Duration, deadline: Deadline) -> Res
     let not_ready = |waiting_for: String| Error::NotReady { waited, waiting_for };
     let client = &shared.client;
     client.dht.joined(deadline).await.map_err(|error| not_ready(error.to_string()))?;
-    let mut hosting = shared.hosting.subscribe();
-    let settled = hosting.wait_for(|state| !matches!(state, Hosting::Choosing(_)));
+    let settled = shared.hosting.until(|state| (!matches!(state, Hosting::Choosing(_))).then(|| state.clone()));
     let state = match skep_kernel::time::before(&*client.clock, deadline, settled).await {
-        Ok(state) => state.expect("the runtime holds the sender").clone(),
-        Err(_) => shared.hosting.borrow().clone(),
+        Ok(state) => state,
+        Err(_) => shared.hosting.get(),
     };
     match state {
         Hosting::Nothing => Ok(()),

@@ -30,7 +30,7 @@ impl Runtime {
         let clock = shared.client.clock.clone();
         let outer = Deadline::at(deadline.moment() + LAST_CHECKPOINT + LAST_STEPS * 5);
         let drained = self.block(outer, async move {
-            let hosting = shared.hosting.borrow().clone();
+            let hosting = shared.hosting.get();
             let served = match hosting {
                 Hosting::Running(server) => server.stop(deadline).await,
                 _ => Ok(()),

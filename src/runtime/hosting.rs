@@ -9,9 +9,8 @@ use skep_dht::Dht;
 use skep_expert::{
     Executors, ExpertPattern, HostedExpert, PlacementError, Server, ServerParts, Streams, TakePlaces, choose_uids,
 };
-use skep_kernel::{Deadline, SharedClock};
+use skep_kernel::{Deadline, SharedClock, Signal};
 use skep_wire::ExpertUid;
-use tokio::sync::watch;
 use tracing::warn;
 
 use super::{Experts, experts::Uids};
@@ -37,23 +36,18 @@ const NUMBERS_PER_EXPERT: usize = 10;
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Hosts the groups, those of `kept` first; tries for ever while the network is out of reach.
-pub(crate) async fn host(
-    parts: ServerParts,
-    groups: Vec<Experts>,
-    kept: Vec<ExpertUid>,
-    hosting: watch::Sender<Hosting>,
-) {
+pub(crate) async fn host(parts: ServerParts, groups: Vec<Experts>, kept: Vec<ExpertUid>, hosting: Signal<Hosting>) {
     let dht = parts.dht.clone().expect("a hosting runtime has a DHT node");
     let chosen = loop {
         match choose(&dht, &parts.clock, parts.seed, &groups, &kept).await {
             Ok(chosen) => break chosen,
             Err(PlacementError::Dht(error)) => {
                 warn!(%error, "cannot choose uids yet");
-                hosting.send_replace(Hosting::Choosing(Some(error.to_string())));
+                hosting.set(Hosting::Choosing(Some(error.to_string())));
                 parts.clock.sleep_until(parts.clock.now() + PAUSE).await;
             }
             Err(error) => {
-                hosting.send_replace(Hosting::Failed(error.to_string()));
+                hosting.set(Hosting::Failed(error.to_string()));
                 return;
             }
         }
@@ -61,7 +55,7 @@ pub(crate) async fn host(
     let executors = executors(&groups, &chosen, parts.config.executors);
     let server = experts(&groups, chosen)
         .and_then(|experts| Server::with_executors(parts, experts, executors).map_err(|error| error.to_string()));
-    hosting.send_replace(match server {
+    hosting.set(match server {
         Ok(server) => Hosting::Running(server),
         Err(error) => Hosting::Failed(error),
     });

@@ -56,7 +56,7 @@ impl Runtime {
 impl Shared {
     /// Why the runtime cannot go on, if so: a supervisor gave up, or hosting failed.
     pub(super) fn failure(&self) -> Option<Error> {
-        let hosting = self.hosting.borrow().clone();
+        let hosting = self.hosting.get();
         let escalation = match hosting {
             Hosting::Failed(reason) => return Some(Error::Invalid(reason)),
             Hosting::Running(server) => server.escalation(),
@@ -68,7 +68,7 @@ impl Shared {
 
     fn status(&self) -> Status {
         let dht = self.client.dht.status();
-        let hosting = self.hosting.borrow().clone();
+        let hosting = self.hosting.get();
         let server = match &hosting {
             Hosting::Running(server) => Some(server.status()),
             _ => None,

@@ -9,12 +9,12 @@ use std::{
 use libp2p_identity::PeerId;
 use skep_dht::{DhtConfig, DhtParts, Validators};
 use skep_expert::{ServerConfig, SharedStore};
-use skep_kernel::{Deadline, Seed, SharedClock, Spawner, ask::mark_runtime_thread};
+use skep_kernel::{Deadline, Seed, SharedClock, Signal, Spawner, ask::mark_runtime_thread};
 use skep_moe::Client;
 use skep_net::Net;
 use skep_rpc::Router;
 use skep_wire::ExpertUid;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use super::{
     Experts, Runtime, Shared,
@@ -111,7 +111,7 @@ async fn grow(parts: Parts, stop: oneshot::Sender<()>) -> Result<Arc<Shared>, Er
         // Never repeatable: servers take a repeated request id for a retry.
         seed: Seed::random().number(),
     };
-    let hosting = watch::Sender::new(if groups.is_empty() { Hosting::Nothing } else { Hosting::Choosing(None) });
+    let hosting = Signal::new(if groups.is_empty() { Hosting::Nothing } else { Hosting::Choosing(None) });
     let shared = Arc::new(Shared {
         net,
         client,

@@ -78,7 +78,7 @@ impl DhtActor {
             shared.initial_peers.clone(),
         )
         .with_validators(shared.validators.clone());
-        let starts = *shared.starts.borrow();
+        let starts = shared.starts.get();
         let holds_until = (starts > 0).then(|| shared.clock.now() + 2 * shared.config.wait());
         Self {
             random: ChaCha8Rng::seed_from_u64(shared.seed ^ u64::from(starts) ^ CALLS_STREAM),
@@ -234,9 +234,9 @@ impl DhtActor {
     fn publish(&mut self) {
         let counts = self.node.counts();
         let (join, banned) = (self.node.join_state(), self.shared.bans.banned(self.shared.clock.now()).len());
-        let rejoined = *self.shared.join.borrow() != *join;
-        let before = rejoined.then(|| self.shared.join.send_replace(join.clone()));
-        self.shared.status.send_modify(|status| {
+        let rejoined = self.shared.join.read(|before| before != join);
+        let before = rejoined.then(|| self.shared.join.update(|before| std::mem::replace(before, join.clone())));
+        self.shared.status.update(|status| {
             if rejoined {
                 status.joined = join.joined;
                 status.problem = join.problem.as_ref().map(ToString::to_string);
@@ -303,11 +303,11 @@ impl Actor for DhtActor {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         let node_id = self.node.id().to_string();
-        self.shared.status.send_modify(|status| {
+        self.shared.status.update(|status| {
             status.node_id = node_id;
             status.starts += 1;
         });
-        self.shared.starts.send_modify(|starts| *starts += 1);
+        self.shared.starts.update(|starts| *starts += 1);
         self.step(Input::Tick, ctx);
         if let Some(until) = self.holds_until {
             let alarm = self.shared.clock.sleep_until(until).into_actor(self);

@@ -10,9 +10,8 @@ use std::{
 
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
 use serde::Serialize;
-use skep_kernel::{Deadline, Exit, Moment, Stop, Tombstone, WallTime, time::before};
+use skep_kernel::{Deadline, Exit, Moment, Signal, Stop, Tombstone, WallTime, time::before};
 use skep_wire::ExpertUid;
-use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use self::schedule::Schedule;
@@ -34,9 +33,9 @@ pub struct Announced {
 struct Shared {
     dht: Dht,
     state: Mutex<State>,
-    /// Counts changes of the set.
-    changes: watch::Sender<u64>,
-    announced: watch::Sender<Announced>,
+    /// Told of changes of the set.
+    changes: Signal<()>,
+    announced: Signal<Announced>,
 }
 
 struct State {
@@ -63,8 +62,8 @@ impl Announcer {
         let shared = Arc::new(Shared {
             dht,
             state: Mutex::new(state),
-            changes: watch::Sender::new(0),
-            announced: watch::Sender::new(Announced::default()),
+            changes: Signal::default(),
+            announced: Signal::default(),
         });
         let announcer = Announcer { shared: shared.clone() };
         (announcer, move |tombstone| AnnouncerActor { shared: shared.clone(), tombstone })
@@ -111,17 +110,15 @@ impl Announcer {
 
     /// How far announcing has come.
     pub fn announced(&self) -> Announced {
-        *self.shared.announced.borrow()
+        self.shared.announced.get()
     }
 
     /// Completes once every expert is announced where others find it; on the deadline the error says what is missing.
     pub async fn ready(&self, deadline: Deadline) -> Result<(), DhtError> {
         let dht = &self.shared.dht;
-        let mut announced = self.shared.announced.subscribe();
-        let ready = async { announced.wait_for(|announced| announced.ready).await.is_ok() };
+        let ready = self.shared.announced.until(|announced| announced.ready.then_some(()));
         match before(&**dht.clock(), deadline, ready).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(DhtError::Stopped),
+            Ok(()) => Ok(()),
             Err(_) => {
                 dht.joined(Deadline::at(Moment::START)).await?;
                 let Announced { wanted, stored, elsewhere, .. } = self.announced();
@@ -151,7 +148,7 @@ impl Shared {
     fn change(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.state());
         self.report();
-        self.changes.send_modify(|count| *count += 1);
+        self.changes.set(());
     }
 
     fn report(&self) {
@@ -162,16 +159,16 @@ impl Shared {
         };
         let (wanted, stored, elsewhere) = counts;
         let ready = joined && settled;
-        self.announced.send_replace(Announced { wanted, stored, elsewhere, ready });
+        self.announced.set(Announced { wanted, stored, elsewhere, ready });
     }
 
     /// Announces and withdraws until stopped.
     async fn run(self: Arc<Self>) {
-        let mut changes = self.changes.subscribe();
-        let mut joins = self.dht.shared.join.subscribe();
-        let mut starts = self.dht.shared.starts.subscribe();
+        let mut changes = self.changes.follow();
+        let mut joins = self.dht.shared.join.follow();
+        let mut starts = self.dht.shared.starts.follow();
         loop {
-            changes.mark_unchanged();
+            changes.catch_up();
             self.report();
             if self.state().is_stopping {
                 return;
@@ -179,14 +176,14 @@ impl Shared {
             let wake = self.next_wake();
             tokio::select! {
                 biased;
-                _ = changes.changed() => {}
+                () = changes.changed() => {}
                 // Whoever joined late, or lost its records in a crash, should not wait for the next period.
-                _ = joins.changed() => self.announce_all_again(),
-                _ = starts.changed() => self.announce_all_again(),
+                () = joins.changed() => self.announce_all_again(),
+                () = starts.changed() => self.announce_all_again(),
                 () = self.dht.clock().sleep_until(wake) => {
                     tokio::select! {
                         biased;
-                        _ = changes.changed() => {}
+                        () = changes.changed() => {}
                         () = self.turn() => {}
                     }
                 }

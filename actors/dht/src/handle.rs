@@ -7,10 +7,9 @@ use std::{
 
 use actix::Actor;
 use libp2p_identity::PeerId;
-use skep_kernel::{Deadline, Inbox, SharedClock, Tombstone, WallTime, time::before};
+use skep_kernel::{Deadline, Inbox, SharedClock, Signal, Tombstone, WallTime, time::before};
 use skep_rpc::{Bans, Router, SharedTransport};
 use skep_wire::ExpertUid;
-use tokio::sync::watch;
 
 use crate::{
     DhtConfig, DhtError, DhtKey, DhtStatus, Freshness, StoreItem, Stored, Timed, Validators,
@@ -47,10 +46,10 @@ pub(crate) struct Shared {
     pub bans: Bans,
     pub commands: Inbox<Command>,
     pub inbound: Inbox<InboundCall>,
-    pub status: watch::Sender<DhtStatus>,
-    pub join: watch::Sender<JoinState>,
+    pub status: Signal<DhtStatus>,
+    pub join: Signal<JoinState>,
     /// Times the actor was started.
-    pub starts: watch::Sender<u32>,
+    pub starts: Signal<u32>,
     pub validators: Validators,
     /// Experts that this process announced, and until when.
     pub declared: Mutex<BTreeMap<ExpertUid, WallTime>>,
@@ -88,9 +87,9 @@ impl Dht {
             bans,
             commands: Inbox::bounded(config.max_commands),
             inbound: Inbox::bounded(config.max_inbound),
-            status: watch::Sender::new(status),
-            join: watch::Sender::new(join),
-            starts: watch::Sender::new(0),
+            status: Signal::new(status),
+            join: Signal::new(join),
+            starts: Signal::new(0),
             validators,
             declared: Mutex::default(),
             clock,
@@ -120,7 +119,7 @@ impl Dht {
 
     /// What the node says of itself now.
     pub fn status(&self) -> DhtStatus {
-        self.shared.status.borrow().clone()
+        self.shared.status.get()
     }
 
     /// The node's behaviour and limits.
@@ -172,16 +171,14 @@ impl Dht {
     /// deadline the error names the step that fails; a clock that is off fails as soon as every initial peer was asked,
     /// since waiting does not mend it.
     pub async fn joined(&self, deadline: Deadline) -> Result<(), DhtError> {
-        let mut states = self.shared.join.subscribe();
-        let settled = states.wait_for(|state| {
+        let settled = self.shared.join.until(|state| {
             let hopeless = matches!(state.problem, Some(DhtError::ClockSkew { .. })) && state.failed_rounds > 0;
-            state.joined || hopeless
+            (state.joined || hopeless).then_some(())
         });
-        let in_time = before(&*self.shared.clock, deadline, async { settled.await.is_ok() }).await;
-        let state = self.shared.join.borrow().clone();
-        match (in_time, state) {
-            (_, state) if state.joined => Ok(()),
-            (_, JoinState { problem: Some(problem), .. }) => Err(problem),
+        let _in_time = before(&*self.shared.clock, deadline, settled).await;
+        match self.shared.join.get() {
+            state if state.joined => Ok(()),
+            JoinState { problem: Some(problem), .. } => Err(problem),
             _ => Err(DhtError::Deadline),
         }
     }

@@ -98,8 +98,6 @@ async fn answer(expert: ExpertHandle, saving: Option<Saving>, message: ExpertMes
 
 /// Completes when the expert has stopped.
 async fn ended(expert: ExpertHandle) {
-    let mut state = expert.watch_state();
-    if state.wait_for(|state| *state == ExpertState::Stopped).await.is_ok() {
-        debug!(uid = %expert.uid(), "expert ends");
-    }
+    expert.watch_state().until(|state| (*state == ExpertState::Stopped).then_some(())).await;
+    debug!(uid = %expert.uid(), "expert ends");
 }

@@ -10,10 +10,10 @@ use std::{
 };
 
 use serde::Serialize;
-use skep_kernel::{BatchMailbox, Moment, ReadyToken, Rows, panics::Contained};
+use skep_kernel::{BatchMailbox, Follower, Moment, ReadyToken, Rows, Signal, panics::Contained};
 use skep_rpc::ServeError;
 use skep_wire::{ExpertInfo, ExpertUid};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::{
     Backend, BackendError, BackendFactory, ExpertInbox, Kind, Manifest, ServerConfig, actor,
@@ -97,7 +97,7 @@ pub(crate) struct Expert {
     changed: Arc<Notify>,
     slot: Mutex<Slot>,
     controls: Mutex<VecDeque<Control>>,
-    state: watch::Sender<ExpertState>,
+    state: Signal<ExpertState>,
 }
 
 /// What an expert did so far.
@@ -153,7 +153,7 @@ impl Expert {
             changed,
             slot: Mutex::new(slot),
             controls: Mutex::default(),
-            state: watch::Sender::new(ExpertState::Serving),
+            state: Signal::new(ExpertState::Serving),
         })
     }
 
@@ -211,19 +211,19 @@ impl Expert {
     }
 
     pub fn state(&self) -> ExpertState {
-        self.state.borrow().clone()
+        self.state.get()
     }
 
     /// Follows the state from now on.
-    pub fn watch_state(&self) -> watch::Receiver<ExpertState> {
-        self.state.subscribe()
+    pub fn watch_state(&self) -> Follower<ExpertState> {
+        self.state.follow()
     }
 
     /// Moves to another state. A stopped expert stays so, a stopping one serves no more, a poisoned one is only reloaded
     /// or stopped for good.
     pub fn set_state(&self, next: ExpertState) {
         use ExpertState::{Poisoned, Serving, Stopped, Stopping};
-        let moved = self.state.send_if_modified(|state| {
+        let moved = self.state.update_if(|state| {
             let stays = matches!((&*state, &next), (Stopped, _) | (Stopping, Serving) | (Poisoned { .. }, Stopping));
             if !stays {
                 *state = next;

@@ -3,10 +3,10 @@
 use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
 use serde::Serialize;
-use skep_kernel::{Deadline, Full, Key, PushError, Reply, panics::Contained, time::before};
+use skep_kernel::{Deadline, Follower, Full, Key, PushError, Reply, panics::Contained, time::before};
 use skep_rpc::{ServeError, ServerLoad};
 use skep_wire::{ExpertInfo, ExpertUid, HostTensor};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 
 use crate::{
     BackendError, Checkpoint, ExpertInbox, ExpertState, Kind, Manifest, Snapshot, TaskResult,
@@ -118,7 +118,7 @@ impl ExpertHandle {
     }
 
     /// Follows whether it takes work.
-    pub fn watch_state(&self) -> watch::Receiver<ExpertState> {
+    pub fn watch_state(&self) -> Follower<ExpertState> {
         self.expert.watch_state()
     }
 

@@ -24,10 +24,14 @@ impl Reviver {
         let mut log = RestartLog::new(Intensity::default(), self.seed);
         let mut history = History::new(Restart::Transient);
         history.on_start(self.clock.now());
-        let mut state = expert.watch_state();
+        let state = expert.watch_state();
         loop {
-            let turn = state.wait_for(|state| matches!(state, ExpertState::Poisoned { .. } | ExpertState::Stopped));
-            let Ok(ExpertState::Poisoned { reason }) = turn.await.map(|state| state.clone()) else { return };
+            let poisoned = state.until(|state| match state {
+                ExpertState::Poisoned { reason } => Some(Some(reason.clone())),
+                ExpertState::Stopped => Some(None),
+                ExpertState::Serving | ExpertState::Stopping => None,
+            });
+            let Some(reason) = poisoned.await else { return };
             let now = self.clock.now();
             let revived = match log.on_exit(now, &mut history, &Exit::Failed(reason)) {
                 Decision::Restart { after } => {
@@ -49,9 +53,7 @@ impl Reviver {
                 }
                 Ok(false) => {
                     warn!(%uid, "poisoned expert stays withdrawn until it is reloaded");
-                    if state.wait_for(|state| !is_poisoned(state)).await.is_err() {
-                        return;
-                    }
+                    state.until(|state| (!is_poisoned(state)).then_some(())).await;
                 }
                 Err(error) => warn!(%uid, %error, "poisoned expert is not revived; trying again"),
             }

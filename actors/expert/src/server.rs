@@ -16,15 +16,14 @@ use actix::Actor;
 use rand::RngCore;
 use skep_dht::{Announcer, Dht};
 use skep_kernel::{
-    ChildSpec, Deadline, Guardian, GuardianHandle, GuardianSpec, Intensity, Restart, Seed, SharedClock, Spawner,
-    Started, Strategy,
+    ChildSpec, Deadline, Guardian, GuardianHandle, GuardianSpec, Intensity, Restart, Seed, SharedClock, Signal,
+    Spawner, Started, Strategy,
     guardian::{Escalation, SuperviseError},
     panics::contain_future,
     time::before,
 };
 use skep_rpc::Router;
 use skep_wire::{ExpertUid, Method};
-use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 pub use placement::{ExpertPattern, PlacementError, TakePlaces, choose_uids};
@@ -125,7 +124,7 @@ struct Shared {
     saving: Option<Saving>,
     directory: Directory,
     calls: Arc<InFlight>,
-    phase: watch::Sender<Phase>,
+    phase: Signal<Phase>,
     /// There once experts are built, given a DHT.
     announcer: OnceLock<Announcer>,
     /// There once experts are built.
@@ -191,7 +190,7 @@ impl Server {
             saving,
             directory: Directory::default(),
             calls: Arc::default(),
-            phase: watch::Sender::new(Phase::Building),
+            phase: Signal::new(Phase::Building),
             announcer: OnceLock::new(),
             guardian: OnceLock::new(),
         }));
@@ -201,12 +200,11 @@ impl Server {
     /// Completes once all experts are built, calls are served, and, given a DHT, the experts' records are stored.
     /// On the deadline the error says what is missing; the server goes on trying.
     pub async fn ready(&self, deadline: Deadline) -> Result<(), ServerError> {
-        let mut phase = self.0.phase.subscribe();
-        let built = phase.wait_for(|phase| *phase != Phase::Building);
-        match before(&*self.0.clock, deadline, async { built.await.map(|phase| phase.clone()) }).await {
-            Ok(Ok(Phase::Failed(error))) => return Err(error),
-            Ok(Ok(Phase::Building | Phase::Serving)) => {}
-            Ok(Ok(Phase::Stopping | Phase::Stopped) | Err(_)) => return Err(ServerError::Stopping),
+        let built = self.0.phase.until(|phase| (*phase != Phase::Building).then(|| phase.clone()));
+        match before(&*self.0.clock, deadline, built).await {
+            Ok(Phase::Failed(error)) => return Err(error),
+            Ok(Phase::Building | Phase::Serving) => {}
+            Ok(Phase::Stopping | Phase::Stopped) => return Err(ServerError::Stopping),
             Err(_) => return Err(ServerError::NotReady("experts are still being built".to_owned())),
         }
         match self.0.announcer.get() {
@@ -253,7 +251,7 @@ impl Server {
     /// go on for [`LAST_CHECKPOINT`](crate::LAST_CHECKPOINT) more, and ends the executors. Every accepted call is
     /// answered. A second call waits for nothing and fails with [`ServerError::Stopping`].
     pub async fn stop(&self, deadline: Deadline) -> Result<(), ServerError> {
-        let begins = self.0.phase.send_if_modified(|phase| {
+        let begins = self.0.phase.update_if(|phase| {
             let begins = !matches!(phase, Phase::Stopping | Phase::Stopped);
             if begins {
                 *phase = Phase::Stopping;
@@ -270,11 +268,10 @@ impl Server {
 impl Shared {
     /// The server's task: builds, serves, announces until it stops.
     async fn live(self: Arc<Self>, experts: Vec<HostedExpert>) {
-        let mut phase = self.phase.subscribe();
         let work = contain_future(self.host(experts));
         tokio::select! {
             biased;
-            _ = phase.wait_for(|phase| matches!(phase, Phase::Stopping | Phase::Stopped)) => {}
+            () = self.phase.until(|phase| matches!(phase, Phase::Stopping | Phase::Stopped).then_some(())) => {}
             outcome = work => {
                 let outcome = outcome.unwrap_or_else(|panic| Err(ServerError::Panicked(panic)));
                 if let Err(error) = outcome {
@@ -383,7 +380,7 @@ impl Shared {
 
     /// Moves on, unless the server is stopping.
     fn enter(&self, next: Phase) {
-        self.phase.send_if_modified(|phase| {
+        self.phase.update_if(|phase| {
             let moves = !matches!(phase, Phase::Stopping | Phase::Stopped);
             if moves {
                 *phase = next;
@@ -394,7 +391,7 @@ impl Shared {
 
     /// What keeps the server from being ready.
     fn missing(&self) -> Option<String> {
-        match &*self.phase.borrow() {
+        match self.phase.get() {
             Phase::Building => Some("experts are being built".to_owned()),
             Phase::Failed(error) => Some(error.to_string()),
             Phase::Stopping | Phase::Stopped => Some("the server is stopping".to_owned()),
@@ -440,7 +437,7 @@ impl Shared {
             warn!(%late, "a checkpoint is still being written");
         }
         self.router.withdraw(&METHODS);
-        self.phase.send_replace(Phase::Stopped);
+        self.phase.set(Phase::Stopped);
         if unfinished > 0 || ended.is_err() {
             return Err(ServerError::Unfinished { unfinished: unfinished.max(1) });
         }

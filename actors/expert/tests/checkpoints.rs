@@ -220,8 +220,8 @@ fn an_expert_that_is_poisoned_again_and_again_stays_withdrawn() {
             let pair = vec![rows(1, 2, 1.0), rows(1, 2, 1.0)];
             assert!(e.submit(Kind::Backward, pair, within(&sim, 1000)).unwrap().answer().await.is_err());
             torn += 1;
-            let mut state = e.watch_state();
-            let revived = state.wait_for(|state| *state == ExpertState::Serving);
+            let state = e.watch_state();
+            let revived = state.until(|state| (*state == ExpertState::Serving).then_some(()));
             let _stays = skep_kernel::time::before(&*sim.clock(), soon(&sim), revived).await;
         }
         assert_eq!(torn, 6, "revived five times within a minute");

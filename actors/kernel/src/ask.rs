@@ -3,10 +3,11 @@
 use std::{cell::Cell, panic::Location, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::{
     panics::drop_contained,
+    signal::Signal,
     time::{Clock, Deadline, SharedClock, before},
 };
 
@@ -58,7 +59,7 @@ pub struct Inbox<T> {
     sender: mpsc::Sender<T>,
     receiver: Arc<Mutex<mpsc::Receiver<T>>>,
     /// Beside the receiver, whose lock a waiting reader holds.
-    closed: Arc<watch::Sender<bool>>,
+    closed: Signal<bool>,
 }
 
 impl<T> Clone for Inbox<T> {
@@ -71,8 +72,7 @@ impl<T> Inbox<T> {
     /// An inbox for at most `capacity` messages, at least one.
     pub fn bounded(capacity: usize) -> Self {
         let (sender, receiver) = mpsc::channel(capacity.max(1));
-        let closed = Arc::new(watch::Sender::new(false));
-        Self { sender, receiver: Arc::new(Mutex::new(receiver)), closed }
+        Self { sender, receiver: Arc::new(Mutex::new(receiver)), closed: Signal::new(false) }
     }
 
     /// Puts a message in line without waiting for room.
@@ -108,12 +108,11 @@ impl<T> Inbox<T> {
     /// Dropping the future loses no message.
     pub async fn next(&self) -> Option<T> {
         let mut receiver = self.receiver.lock().await;
-        let mut closed = self.closed.subscribe();
-        if !*closed.borrow_and_update() {
+        if !self.is_closed() {
             tokio::select! {
                 biased;
                 message = receiver.recv() => return message,
-                _ = closed.changed() => {}
+                () = self.closed.until(|closed| closed.then_some(())) => {}
             }
         }
         receiver.close();
@@ -122,12 +121,12 @@ impl<T> Inbox<T> {
 
     /// Refuses further messages; those in line are still read. Does not wait for the reader.
     pub async fn close(&self) {
-        self.closed.send_replace(true);
+        self.closed.set(true);
     }
 
     /// Whether [`Inbox::close`] was called.
     pub fn is_closed(&self) -> bool {
-        *self.closed.borrow()
+        self.closed.get()
     }
 
     /// Messages in line.

@@ -8,10 +8,10 @@
 use std::time::Duration;
 
 use actix::{Actor, Addr, Context, Handler, Message, dev::ToEnvelope};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    Deadline, Exit, Moment, Seed, SharedClock, Tombstone,
+    Deadline, Exit, Follower, Moment, Seed, SharedClock, Signal, Tombstone,
     restart::{Intensity, Restart},
 };
 
@@ -143,7 +143,7 @@ pub struct GuardianStatus {
     pub children: Vec<ChildStatus>,
     /// Set for good when restarts are given up.
     pub escalation: Option<Escalation>,
-    /// Whether all is over, by [`GuardianHandle::stop`] or after an escalation.
+    /// Whether all is over: by [`GuardianHandle::stop`], after an escalation, or because its system ended.
     pub ended: bool,
 }
 
@@ -200,10 +200,9 @@ impl Guardian {
     /// As [`Guardian::start`], for a guardian that is itself a child: its escalation is its failure.
     pub fn start_under(spec: GuardianSpec, clock: SharedClock, tombstone: Tombstone) -> GuardianHandle {
         let (commands, inbox) = mpsc::channel(COMMANDS);
-        let (publish, status) = watch::channel(GuardianStatus::default());
-        let please_stop = watch::Sender::new(false);
-        let watchman = Watchman::new(spec, clock, publish, tombstone);
-        actix_rt::spawn(watchman.watch(inbox, please_stop.subscribe()));
+        let (status, please_stop) = (Signal::new(GuardianStatus::default()), Signal::new(false));
+        let watchman = Watchman::new(spec, clock, status.clone(), tombstone);
+        actix_rt::spawn(watchman.watch(inbox, please_stop.follow()));
         GuardianHandle { commands, status, please_stop }
     }
 }
@@ -212,8 +211,8 @@ impl Guardian {
 #[derive(Clone)]
 pub struct GuardianHandle {
     commands: mpsc::Sender<Command>,
-    status: watch::Receiver<GuardianStatus>,
-    please_stop: watch::Sender<bool>,
+    status: Signal<GuardianStatus>,
+    please_stop: Signal<bool>,
 }
 
 impl GuardianHandle {
@@ -235,19 +234,19 @@ impl GuardianHandle {
 
     /// The guardian and its children, now.
     pub fn status(&self) -> GuardianStatus {
-        self.status.borrow().clone()
+        self.status.get()
     }
 
     /// Follows the status.
-    pub fn watch(&self) -> watch::Receiver<GuardianStatus> {
-        self.status.clone()
+    pub fn watch(&self) -> Follower<GuardianStatus> {
+        self.status.follow()
     }
 
     /// Waits until restarts are given up; `None` when the guardian ends without that.
     pub async fn escalated(&self) -> Option<Escalation> {
-        let mut status = self.status.clone();
-        let over = status.wait_for(|status| status.escalation.is_some() || status.ended).await;
-        over.ok().and_then(|status| status.escalation.clone())
+        let over =
+            |status: &GuardianStatus| (status.escalation.is_some() || status.ended).then(|| status.escalation.clone());
+        self.status.until(over).await
     }
 
     /// Stops the children, the last one first, each after the one started after it has ended; then the guardian. After
@@ -263,6 +262,6 @@ impl GuardianHandle {
 
     /// Has the guardian stop its children within [`STOP_PATIENCE`] and end; does not wait.
     pub fn ask_to_stop(&self) {
-        self.please_stop.send_replace(true);
+        self.please_stop.set(true);
     }
 }

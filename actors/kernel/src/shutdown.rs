@@ -1,12 +1,11 @@
 //! Phased shutdown: first nobody is told to come here any more, then what is in flight is finished, then all stops.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
-use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::{
-    Deadline, SharedClock,
+    Deadline, SharedClock, Signal,
     time::{Clock, before},
 };
 
@@ -31,7 +30,7 @@ const PHASES: [(Phase, f64); 3] = [(Phase::Announce, 0.25), (Phase::Drain, 0.75)
 /// The shutdown of one runtime; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
-    progress: Arc<watch::Sender<Progress>>,
+    progress: Signal<Progress>,
 }
 
 #[derive(Debug, Default)]
@@ -52,13 +51,13 @@ impl Progress {
 #[derive(Debug)]
 #[must_use = "a hold that is dropped holds nothing"]
 pub struct Hold {
-    progress: Arc<watch::Sender<Progress>>,
+    progress: Signal<Progress>,
     number: u64,
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.progress.send_modify(|progress| drop(progress.holds.remove(&self.number)));
+        self.progress.update(|progress| drop(progress.holds.remove(&self.number)));
     }
 }
 
@@ -79,27 +78,26 @@ impl Shutdown {
 
     /// How far it has come.
     pub fn phase(&self) -> Phase {
-        self.progress.borrow().phase
+        self.progress.read(|progress| progress.phase)
     }
 
     /// When all will be over; `None` while running.
     pub fn deadline(&self) -> Option<Deadline> {
-        self.progress.borrow().deadline
+        self.progress.read(|progress| progress.deadline)
     }
 
     /// Waits for a phase or any later one.
     pub async fn reached(&self, phase: Phase) {
-        let mut progress = self.progress.subscribe();
-        let _sender_lives_in_self = progress.wait_for(|progress| progress.phase >= phase).await;
+        self.progress.until(|progress| (progress.phase >= phase).then_some(())).await;
     }
 
     /// Takes part in a phase: it lasts until the hold is dropped. Taken before the phase begins, or it is too late.
     pub fn hold(&self, phase: Phase, name: impl Into<String>) -> Hold {
-        let mut number = 0;
-        self.progress.send_modify(|progress| {
+        let name = name.into();
+        let number = self.progress.update(|progress| {
             progress.next += 1;
-            number = progress.next;
-            progress.holds.insert(number, (phase, name.into()));
+            progress.holds.insert(progress.next, (phase, name));
+            progress.next
         });
         Hold { progress: self.progress.clone(), number }
     }
@@ -121,7 +119,7 @@ impl Shutdown {
             info!(?phase, "shutting down");
             let end = Deadline::after(start, share_of(time, share));
             if before(&**clock, end, self.released(phase)).await.is_err() {
-                let names = self.progress.borrow().holders(phase);
+                let names = self.progress.read(|progress| progress.holders(phase));
                 late.extend(names.into_iter().map(|name| Late { phase, name }));
             }
         }
@@ -133,16 +131,15 @@ impl Shutdown {
 
     /// Until nobody holds the phase, or a stop at once overtakes it.
     async fn released(&self, phase: Phase) {
-        let mut progress = self.progress.subscribe();
         let released = |progress: &Progress| {
             let overtaken = progress.phase > phase;
-            overtaken || progress.holds.values().all(|(held, _)| *held != phase)
+            (overtaken || progress.holds.values().all(|(held, _)| *held != phase)).then_some(())
         };
-        let _sender_lives_in_self = progress.wait_for(released).await;
+        self.progress.until(released).await;
     }
 
     fn advance(&self, phase: Phase, deadline: Deadline) {
-        self.progress.send_modify(|progress| {
+        self.progress.update(|progress| {
             progress.phase = progress.phase.max(phase);
             progress.deadline = Some(progress.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
         });
@@ -158,6 +155,8 @@ fn share_of(time: Duration, share: f64) -> Duration {
 mod tests {
     use futures::poll;
     use tokio::pin;
+
+    use std::sync::Arc;
 
     use super::*;
     use crate::TokioClock;

@@ -145,8 +145,8 @@ async fn hire(guardian: &GuardianHandle, post: &Post, restart: Restart) {
     guardian.supervise(ChildSpec::new(post.name, restart), worker(post)).await.unwrap();
 }
 
-async fn until(guardian: &GuardianHandle, met: impl FnMut(&GuardianStatus) -> bool) -> GuardianStatus {
-    guardian.watch().wait_for(met).await.expect("the guardian lives").clone()
+async fn until(guardian: &GuardianHandle, mut met: impl FnMut(&GuardianStatus) -> bool) -> GuardianStatus {
+    guardian.watch().until(|status| met(status).then(|| status.clone())).await
 }
 
 fn only(status: &GuardianStatus) -> ChildStatus {

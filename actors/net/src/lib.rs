@@ -6,6 +6,10 @@
 //! its workers.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
+#![allow(
+    clippy::disallowed_types,
+    reason = "it is never simulated, and its watches also tell that the other side is gone"
+)]
 
 #[cfg(test)]
 extern crate self as skep_net;

@@ -99,6 +99,7 @@ impl Net {
             config,
         });
         let (stop, stops) = mpsc::channel(1);
+        #[allow(clippy::disallowed_methods, reason = "never simulated")]
         let (running, stopped) = watch::channel(());
         let (started, outcome) = std::sync::mpsc::sync_channel(1);
         let inner = shared.clone();

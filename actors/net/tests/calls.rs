@@ -11,7 +11,7 @@ use std::{
 use common::*;
 use futures::future::join_all;
 use libp2p_identity::PeerId;
-use skep_kernel::Deadline;
+use skep_kernel::{Deadline, Signal};
 use skep_net::{Net, NetConfig, NetLimits};
 use skep_rpc::{Answer, Body, Router, RpcError, ServeError, Step, Transport};
 use skep_wire::{Method, limits::MAX_UNARY_FRAME};
@@ -253,18 +253,18 @@ async fn a_peer_that_came_back_with_the_same_identity_is_reached_again() {
 
 #[tokio::test]
 async fn shutdown_answers_what_is_being_served_and_lets_nothing_new_in() {
-    let (release, wait) = tokio::sync::watch::channel(false);
-    struct Held(tokio::sync::watch::Receiver<bool>);
+    let release = Signal::new(false);
+    struct Held(Signal<bool>);
     impl skep_rpc::Service for Held {
         fn serve(&self, inbound: skep_rpc::Inbound) -> futures::future::BoxFuture<'static, Result<Answer, ServeError>> {
-            let mut wait = self.0.clone();
+            let release = self.0.clone();
             Box::pin(async move {
-                wait.wait_for(|released| *released).await.map_err(|_| ServeError::Stopping)?;
+                release.until(|released| released.then_some(())).await;
                 Ok(Answer { body: inbound.body, load: None })
             })
         }
     }
-    let (server, client) = (Node::serving(Held(wait)), Node::client());
+    let (server, client) = (Node::serving(Held(release.clone())), Node::client());
     client.knows(&server);
     let peer = server.peer();
     let call = tokio::spawn(client.call(peer, Method::Forward, tensors(&[100_000])));
@@ -272,7 +272,7 @@ async fn shutdown_answers_what_is_being_served_and_lets_nothing_new_in() {
     let shutdown = server.net.shutdown(server.within(Duration::from_secs(10)));
     let refused = async {
         let refused = client.call(peer, Method::Forward, tensors(&[1])).await;
-        release.send(true).unwrap();
+        release.set(true);
         refused
     };
     // `join!` polls in order: the door is shut before the call is made.

@@ -25,7 +25,6 @@ mod quiet;
 mod report;
 mod run;
 mod servers;
-mod signal;
 mod sim;
 mod trace;
 mod watch;

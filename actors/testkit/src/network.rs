@@ -12,7 +12,7 @@ use std::{
 use libp2p_identity::{Keypair, PeerId};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use skep_kernel::{SharedClock, Spawner};
+use skep_kernel::{SharedClock, Signal, Spawner};
 use skep_rpc::Router;
 use skep_wire::Method;
 
@@ -21,7 +21,6 @@ pub use transport::SimTransport;
 use crate::{
     Latency,
     link::{Link, Ways},
-    signal::Signal,
     trace::{Happening, Trace},
 };
 

@@ -2,7 +2,11 @@
 
 use std::{process::Command, time::Duration};
 
+use skep_expert::{ExpertHandle, ExpertState};
+use skep_kernel::{Deadline, Phase, Shutdown};
+use skep_rpc::{Body, Call, Meta, RequestId, TensorBody, Transport};
 use skep_testkit::{Latency, ScriptedBackend, Sim};
+use skep_wire::{Compression, Method, compression::compress};
 
 fn millis(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -48,6 +52,67 @@ fn the_same_seed_gives_the_same_hash_and_another_seed_another_one() {
         hashes.insert(first.0);
     }
     assert_eq!(hashes.len(), 100);
+}
+
+/// Eight wait for each thing that actors tell to whoever wants to know; the hash of who was told when.
+fn many_wait(seed: u64) -> (u64, u64) {
+    Sim::with_seed(seed).run(|sim| async move {
+        sim.network().latency(Latency::exponential(millis(20)));
+        let backend = ScriptedBackend::affine(1.0, 0.01).costing(millis(50));
+        let hive = sim.servers(1).experts("m.0").backend(backend).start().await;
+        let (server, node) = (&hive.servers()[0], sim.dht_node(hive.initial_peers()));
+        server.node().bounce();
+        let (dht, hosting, shutdown, client) = (node.dht(), server.server(), Shutdown::new(), sim.network().client());
+        let soon = Deadline::after(sim.now(), Duration::from_secs(60));
+        for n in 0..8 {
+            let (dht, hosting, shutdown) = (dht.clone(), hosting.clone(), shutdown.clone());
+            wait(&sim, format!("joined, {n}"), async move { dht.joined(soon).await.is_ok() });
+            wait(&sim, format!("ready, {n}"), async move { hosting.ready(soon).await.is_ok() });
+            wait(&sim, format!("shut down, {n}"), async move {
+                shutdown.reached(Phase::Drain).await;
+                true
+            });
+        }
+        hosting.ready(soon).await.unwrap();
+        // One request, repeated while it runs.
+        let pair = [sim.rows(1, 4), sim.rows(1, 4)].map(|tensor| compress(&tensor, Compression::None).unwrap());
+        let body = Body::Tensors(TensorBody { uid: "m.0".to_owned(), tensors: pair.into() });
+        let meta = Meta { deadline: soon, request_id: RequestId(7), trace: None };
+        let call = Call { peer: server.peer(), method: Method::Backward, body, meta };
+        for n in 0..8 {
+            let answer = client.call(call.clone());
+            wait(&sim, format!("answered, {n}"), async move { answer.await.is_ok() });
+            wait(&sim, format!("stopped, {n}"), stopped(hosting.expert(&"m.0".parse().unwrap()).unwrap()));
+        }
+        sim.advance(Duration::from_secs(10)).await;
+        let clock = sim.clock();
+        assert_eq!(shutdown.run(&clock, soon).await, []);
+        server.node().stop(soon).await.unwrap();
+        sim.advance(millis(1)).await;
+        (sim.trace().hash(), sim.trace().events())
+    })
+}
+
+async fn stopped(expert: ExpertHandle) -> bool {
+    expert.watch_state().until(|state| (*state == ExpertState::Stopped).then_some(true)).await
+}
+
+/// Notes when one of those who wait is told.
+fn wait(sim: &Sim, what: String, wait: impl Future<Output = bool> + Send + 'static) {
+    let noting = sim.clone();
+    let waiting = async move {
+        assert!(wait.await, "{what}");
+        noting.note(what);
+    };
+    assert!(sim.spawner().spawn(waiting));
+}
+
+#[test]
+fn many_who_wait_for_the_same_are_told_in_the_same_order_in_each_run_of_a_seed() {
+    for seed in 0..100 {
+        let first = many_wait(seed);
+        assert_eq!(first, many_wait(seed), "seed {seed}");
+    }
 }
 
 /// Runs one of the tests below in a process of its own; whether it succeeded and what it printed.

@@ -6,23 +6,38 @@ use std::{
     time::Duration,
 };
 
-use skep_kernel::{Deadline, Spawner};
+use skep_kernel::{Deadline, Signal, Spawner};
 use skep_rpc::{Admission, Answer, Ending, RequestIds, RequestKey, RequestLimits, ServeError};
 use skep_wire::HostTensor;
-use tokio::sync::watch;
 
 use super::handler::RequestHandler;
 use crate::{
     ExpertHandle, Kind, ServerConfig,
-    task::{Ticket, Verdict},
+    task::{InFlight, Ticket, Verdict},
 };
 
 /// How long ids are remembered.
 const LIFE: Duration = Duration::from_secs(600);
 
 type Outcome = Result<Answer, ServeError>;
-/// A running call: whoever subscribes waits for it, and while somebody does, it is wanted.
-type Run = Arc<watch::Sender<Option<Outcome>>>;
+
+/// A running call: while somebody waits for it, it is wanted.
+#[derive(Clone, Default)]
+struct Run {
+    outcome: Signal<Option<Outcome>>,
+    waiting: Arc<InFlight>,
+}
+
+impl Run {
+    /// Ends the call, unless it has ended.
+    fn end(&self, outcome: Outcome) {
+        self.outcome.update_if(|ended| {
+            let is_first = ended.is_none();
+            ended.get_or_insert(outcome);
+            is_first
+        });
+    }
+}
 
 /// The memory of one server.
 #[derive(Clone)]
@@ -53,20 +68,21 @@ impl RequestHandler {
         deadline: Deadline,
     ) -> Outcome {
         loop {
-            let fresh: Run = Arc::new(watch::Sender::new(None));
-            let mut outcome = fresh.subscribe();
-            let admission = self.once.ids().admit(self.executors.now(), &key, fresh.clone());
+            let mut run = Run::default();
+            let mut place = run.waiting.enter();
+            let admission = self.once.ids().admit(self.executors.now(), &key, run.clone());
             match admission {
-                Admission::Run => self.follow(fresh, key.clone(), expert.clone(), tensors.clone(), deadline)?,
-                Admission::Join(running) => outcome = running.subscribe(),
+                Admission::Run => self.follow(run.clone(), key.clone(), expert.clone(), tensors.clone(), deadline)?,
+                Admission::Join(running) => (place, run) = (running.waiting.enter(), running),
                 Admission::Answered(answer) => return Ok(answer),
                 Admission::AlreadyApplied => return Err(ServeError::AlreadyApplied),
                 Admission::Full => {
                     return Err(ServeError::Internal("too many requests are running to remember this one".to_owned()));
                 }
             }
-            let ended = outcome.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
-            match ended.expect("an outcome is sent before the last sender goes") {
+            let ended = run.outcome.until(Option::clone).await;
+            drop(place);
+            match ended {
                 // The first caller's deadline may be earlier than ours: what was skipped for it runs for us.
                 Err(ServeError::Deadline) if !deadline.has_passed(self.executors.now()) => {}
                 outcome => return outcome,
@@ -83,15 +99,15 @@ impl RequestHandler {
         tensors: Vec<HostTensor>,
         deadline: Deadline,
     ) -> Result<(), ServeError> {
-        let watched = run.clone();
-        let wanted = Box::new(move || watched.receiver_count() > 0);
+        let waiting = run.waiting.clone();
+        let wanted = Box::new(move || waiting.count() > 0);
         // Whatever happens from here on, even a panic, the call does not stay "running".
         let mut entry =
             Entry { handler: self.clone(), key, run, ending: Ending::NotApplied, _ticket: self.calls.enter() };
         let accepted = match expert.submit_wanted(Kind::Backward, tensors, deadline, wanted) {
             Ok(accepted) => accepted,
             Err(error) => {
-                entry.run.send_replace(Some(Err(error.clone())));
+                entry.run.end(Err(error.clone()));
                 return Err(error);
             }
         };
@@ -108,7 +124,7 @@ impl RequestHandler {
             if let Ok(answer) = &outcome {
                 entry.ending = Ending::Answered(answer.clone());
             }
-            entry.run.send_replace(Some(outcome));
+            entry.run.end(outcome);
         };
         if self.once.spawner.spawn(follower) { Ok(()) } else { Err(ServeError::Stopping) }
     }
@@ -125,11 +141,7 @@ struct Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.run.send_if_modified(|outcome| {
-            let lost = outcome.is_none();
-            outcome.get_or_insert_with(|| Err(ServeError::Internal("the call was lost".to_owned())));
-            lost
-        });
+        self.run.end(Err(ServeError::Internal("the call was lost".to_owned())));
         let ending = std::mem::replace(&mut self.ending, Ending::Applied);
         self.handler.once.ids().finish(self.handler.executors.now(), &self.key, ending);
     }

@@ -3,7 +3,7 @@
 use std::{mem, sync::Arc};
 
 use futures::future::OptionFuture;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
     children::{Child, Obituaries},
 };
 use crate::{
-    Deadline, Exit, Moment, SharedClock, Tombstone,
+    Deadline, Exit, Follower, Moment, SharedClock, Signal, Tombstone,
     restart::{Decision, Restart, RestartLog},
     time::before,
 };
@@ -25,7 +25,7 @@ pub(super) struct Watchman {
     children: Vec<Child>,
     next_id: u64,
     obituaries: Arc<Obituaries>,
-    publish: watch::Sender<GuardianStatus>,
+    publish: Signal<GuardianStatus>,
     escalation: Option<Escalation>,
     tombstone: Tombstone,
 }
@@ -39,12 +39,7 @@ enum Event {
 }
 
 impl Watchman {
-    pub fn new(
-        spec: GuardianSpec,
-        clock: SharedClock,
-        publish: watch::Sender<GuardianStatus>,
-        tombstone: Tombstone,
-    ) -> Self {
+    pub fn new(spec: GuardianSpec, clock: SharedClock, publish: Signal<GuardianStatus>, tombstone: Tombstone) -> Self {
         let log = RestartLog::new(spec.intensity, spec.seed);
         Self {
             spec,
@@ -60,11 +55,11 @@ impl Watchman {
     }
 
     /// Until it is stopped or gives up.
-    pub async fn watch(mut self, mut commands: mpsc::Receiver<Command>, mut please_stop: watch::Receiver<bool>) {
+    pub async fn watch(mut self, mut commands: mpsc::Receiver<Command>, please_stop: Follower<bool>) {
         let mut done = None;
         let mut deadline = None;
         while self.escalation.is_none() {
-            match self.next_event(&mut commands, &mut please_stop).await {
+            match self.next_event(&mut commands, &please_stop).await {
                 Event::News => self.bury_the_dead().await,
                 Event::Wake => self.wake(),
                 Event::Command(Command::Supervise { spec, factory, taken }) => {
@@ -82,17 +77,13 @@ impl Watchman {
         self.end(deadline, done).await;
     }
 
-    async fn next_event(
-        &self,
-        commands: &mut mpsc::Receiver<Command>,
-        please_stop: &mut watch::Receiver<bool>,
-    ) -> Event {
+    async fn next_event(&self, commands: &mut mpsc::Receiver<Command>, please_stop: &Follower<bool>) -> Event {
         let next_wake = self.children.iter().filter_map(wake_at).min();
         let alarm = OptionFuture::from(next_wake.map(|at| self.clock.sleep_until(at)));
         tokio::select! {
             biased;
             () = self.obituaries.news() => Event::News,
-            _ = please_stop.wait_for(|stop| *stop) => Event::PleaseStop,
+            () = please_stop.until(|stop| stop.then_some(())) => Event::PleaseStop,
             command = commands.recv() => command.map_or(Event::PleaseStop, Event::Command),
             Some(()) = alarm => Event::Wake,
         }
@@ -247,7 +238,14 @@ impl Watchman {
     fn publish(&self, ended: bool) {
         let children = self.children.iter().map(Child::status).collect();
         let status = GuardianStatus { children, escalation: self.escalation.clone(), ended };
-        self.publish.send_if_modified(|published| mem::replace(published, status.clone()) != status);
+        self.publish.update_if(|published| mem::replace(published, status.clone()) != status);
+    }
+}
+
+impl Drop for Watchman {
+    /// A system that ends takes its guardians along; whoever waits for one hears of it.
+    fn drop(&mut self) {
+        self.publish.update_if(|status| !mem::replace(&mut status.ended, true));
     }
 }
 

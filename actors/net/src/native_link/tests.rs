@@ -116,6 +116,7 @@ mod calling {
         fn new() -> Self {
             let node = node(&NetConfig::default(), Router::new());
             let (clock, peer) = (node.server.clock.clone(), PeerId::random());
+            #[allow(clippy::disallowed_methods, reason = "never simulated")]
             let (tell, state) = watch::channel(Native::Unknown);
             let (give, streams) = mpsc::channel(100);
             let mut caller = Caller::new(node, peer, tell);

@@ -131,6 +131,7 @@ impl Handler {
         let slots = Arc::new(Semaphore::new(MAX_OUTBOUND));
         let (caller, native) = match &shared.native {
             Some(node) => {
+                #[allow(clippy::disallowed_methods, reason = "never simulated")]
                 let (state, native) = watch::channel(Native::Unknown);
                 (Some(Caller::new(node.clone(), peer, state)), Some((native, node.server.clock.now())))
             }

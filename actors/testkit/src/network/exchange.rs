@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use libp2p_identity::PeerId;
 use rand::Rng;
-use skep_kernel::{Deadline, Spawner, time::before};
+use skep_kernel::{Deadline, Signal, Spawner, time::before};
 use skep_rpc::{Answer, Call, Inbound, Meta, RequestId, Router, RpcError, ServeError, Service, Step};
 use skep_wire::error_text;
 use tokio::sync::oneshot;
@@ -12,7 +12,6 @@ use tokio::sync::oneshot;
 use super::{Condition, SimNetwork, Wire};
 use crate::{
     link::{Fate, Way},
-    signal::Signal,
     trace::Happening,
 };
 
@@ -102,7 +101,7 @@ impl SimNetwork {
             Fate::Arrives(delay) if delay.is_zero() => {}
             Fate::Arrives(delay) => self.clock.sleep_until(now + delay).await,
         }
-        let passable = |()| {
+        let passable = |(): &()| {
             let ways = &self.state().ways;
             let cut = ways.cut.contains(&way);
             (cut || !ways.held.contains(&way)).then_some(!cut)
@@ -250,7 +249,7 @@ struct Gone;
 
 /// Waits until the peer runs; never ends for a killed one.
 async fn running(condition: &Signal<Condition>) -> Result<(), Gone> {
-    let settled = |now| match now {
+    let settled = |now: &Condition| match now {
         Condition::Running => Some(Ok(())),
         Condition::Refusing => Some(Err(Gone)),
         Condition::Frozen | Condition::Killed => None,
@@ -260,5 +259,5 @@ async fn running(condition: &Signal<Condition>) -> Result<(), Gone> {
 
 /// Waits until the peer does not run.
 async fn stands(condition: &Signal<Condition>) {
-    condition.until(|now| (now != Condition::Running).then_some(())).await
+    condition.until(|now| (*now != Condition::Running).then_some(())).await
 }
