@@ -1,45 +1,14 @@
 //! What the simulated network promises to tests.
 
-use std::{sync::Arc, time::Duration};
+mod echo;
 
-use bytes::Bytes;
+use std::sync::Arc;
+
+use echo::{SECOND, TENTH, call, echo};
 use futures::future::BoxFuture;
-use libp2p_identity::PeerId;
-use skep_kernel::{Deadline, SharedClock};
-use skep_rpc::{Answer, Body, Call, Inbound, Meta, RequestId, Router, RpcError, ServeError, Service, Step, Transport};
-use skep_testkit::{Latency, Sim, SimTransport, Wire};
+use skep_rpc::{Answer, Body, Inbound, RequestId, Router, RpcError, ServeError, Service, Step, Transport};
+use skep_testkit::{Latency, Sim, Wire};
 use skep_wire::Method;
-
-/// Echoes after a while; says nothing of use to callers on hivemind's wire.
-struct Echo {
-    clock: SharedClock,
-    takes: Duration,
-}
-
-impl Service for Echo {
-    fn serve(&self, inbound: Inbound) -> BoxFuture<'static, Result<Answer, ServeError>> {
-        let (clock, until) = (self.clock.clone(), self.clock.now() + self.takes);
-        Box::pin(async move {
-            clock.sleep_until(until).await;
-            assert_ne!(inbound.body, Body::Message("panic".into()), "ordered");
-            Ok(Answer { body: inbound.body, load: None })
-        })
-    }
-}
-
-fn echo(sim: &Sim, takes: Duration) -> SimTransport {
-    let router = Router::new();
-    router.route(&[Method::Ping], Arc::new(Echo { clock: sim.clock(), takes }));
-    sim.network().node(router)
-}
-
-fn call(sim: &Sim, peer: PeerId, text: &'static str) -> Call {
-    let meta = Meta { deadline: Deadline::after(sim.now(), SECOND), request_id: RequestId(1), trace: None };
-    Call { peer, method: Method::Ping, body: Body::Message(Bytes::from_static(text.as_bytes())), meta }
-}
-
-const SECOND: Duration = Duration::from_secs(1);
-const TENTH: Duration = Duration::from_millis(100);
 
 #[test]
 fn a_call_takes_the_way_there_the_service_and_the_way_back() {
