@@ -1,7 +1,7 @@
 //! Which requests were applied already: the memory behind "at most once by request id". Pure.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
@@ -24,9 +24,11 @@ pub struct RequestKey {
 /// How much is remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestLimits {
-    /// Requests at the most, running ones included. At the limit the oldest finished one is forgotten.
+    /// Requests at the most, running ones included. At the limit the oldest finished one of the peer that has most is
+    /// forgotten.
     pub requests: usize,
-    /// Bytes of answers at the most. At the limit the oldest answer goes; its request is still known as applied.
+    /// Bytes of answers at the most. At the limit the oldest answer of the peer with most bytes goes; its request is still
+    /// known as applied.
     pub answer_bytes: usize,
     /// How long a finished request is remembered.
     pub life: Duration,
@@ -43,7 +45,7 @@ pub enum Admission<R> {
     Answered(Answer),
     /// It was applied, and its answer is no longer remembered.
     AlreadyApplied,
-    /// As many requests are running as may be remembered.
+    /// As many requests are running as may be remembered, or all room is taken by peers that have less than this one.
     Full,
 }
 
@@ -63,21 +65,49 @@ enum Entry<R> {
     Finished(Option<Answer>),
 }
 
+/// What is remembered of one peer.
+#[derive(Default)]
+struct Share {
+    /// Requests, running ones included.
+    requests: usize,
+    /// Numbers of the finished ones, oldest first.
+    finished: VecDeque<u64>,
+    /// Those of them whose answer was kept, oldest first.
+    answered: VecDeque<u64>,
+    answer_bytes: usize,
+}
+
 /// Remembers requests; `R` is whatever others need to wait for a running one.
+///
+/// Peers share the room: at a limit those go that belong to the peer which takes most, so that whoever floods a server
+/// makes it forget its own requests and nobody else's.
 pub struct RequestIds<R> {
     limits: RequestLimits,
     entries: BTreeMap<RequestKey, Entry<R>>,
-    /// Finished requests, oldest first.
-    finished: VecDeque<(Moment, RequestKey)>,
-    /// Those of them whose answer was kept, oldest first.
-    answered: VecDeque<RequestKey>,
+    /// Finished requests by a number that grows, so oldest first.
+    finished: BTreeMap<u64, (Moment, RequestKey)>,
+    next: u64,
+    shares: BTreeMap<PeerId, Share>,
+    /// Peers of which a request is finished, by all their requests.
+    by_requests: BTreeSet<(usize, PeerId)>,
+    /// Peers of which an answer is kept, by the bytes of their answers.
+    by_answer_bytes: BTreeSet<(usize, PeerId)>,
     answer_bytes: usize,
 }
 
 impl<R: Clone> RequestIds<R> {
     /// An empty memory.
     pub fn new(limits: RequestLimits) -> Self {
-        Self { limits, entries: BTreeMap::new(), finished: VecDeque::new(), answered: VecDeque::new(), answer_bytes: 0 }
+        Self {
+            limits,
+            entries: BTreeMap::new(),
+            finished: BTreeMap::new(),
+            next: 0,
+            shares: BTreeMap::new(),
+            by_requests: BTreeSet::new(),
+            by_answer_bytes: BTreeSet::new(),
+            answer_bytes: 0,
+        }
     }
 
     /// Looks a request up, and notes it as running under `run` if it is new.
@@ -90,11 +120,11 @@ impl<R: Clone> RequestIds<R> {
             None => {}
         }
         while self.entries.len() >= self.limits.requests {
-            if !self.forget_oldest() {
-                return Admission::Full;
-            }
+            let Some(number) = self.dispensable(key.peer) else { return Admission::Full };
+            self.forget(number);
         }
         self.entries.insert(key.clone(), Entry::Running(run));
+        self.change(key.peer, |share| share.requests += 1);
         Admission::Run
     }
 
@@ -106,20 +136,29 @@ impl<R: Clone> RequestIds<R> {
         let answer = match ending {
             Ending::NotApplied => {
                 self.entries.remove(key);
+                self.change(key.peer, |share| share.requests -= 1);
                 return;
             }
             Ending::Applied => None,
             Ending::Answered(answer) => Some(answer).filter(|answer| answer.body.len() <= self.limits.answer_bytes),
         };
-        if let Some(answer) = &answer {
-            self.answer_bytes += answer.body.len();
-            self.answered.push_back(key.clone());
-        }
+        let number = self.next;
+        self.next += 1;
+        self.finished.insert(number, (now, key.clone()));
+        let answer_bytes = answer.as_ref().map(|answer| answer.body.len());
         self.entries.insert(key.clone(), Entry::Finished(answer));
-        self.finished.push_back((now, key.clone()));
+        self.answer_bytes += answer_bytes.unwrap_or(0);
+        self.change(key.peer, |share| {
+            share.finished.push_back(number);
+            if let Some(bytes) = answer_bytes {
+                share.answered.push_back(number);
+                share.answer_bytes += bytes;
+            }
+        });
         while self.answer_bytes > self.limits.answer_bytes {
-            let oldest = self.answered.pop_front().expect("bytes belong to remembered answers");
-            self.drop_answer(&oldest);
+            let (_, peer) = self.by_answer_bytes.last().copied().expect("bytes belong to kept answers");
+            let oldest = self.shares.get(&peer).and_then(|share| share.answered.front().copied());
+            self.drop_answer(oldest.expect("a peer with bytes has an answer"));
         }
     }
 
@@ -133,28 +172,67 @@ impl<R: Clone> RequestIds<R> {
         self.entries.is_empty()
     }
 
+    /// The finished request that goes for a new one of `peer`: the oldest one of the peer that has most, of `peer` itself
+    /// if it would have as many. `None` when that leaves nobody: a peer never takes from those who have less.
+    fn dispensable(&self, peer: PeerId) -> Option<u64> {
+        let own = self.shares.get(&peer);
+        let own_requests = own.map_or(0, |share| share.requests);
+        let own_oldest = own.and_then(|share| share.finished.front().copied());
+        match (self.by_requests.last(), own_oldest) {
+            (Some((most, other)), None) if *most > own_requests => self.shares.get(other)?.finished.front().copied(),
+            (Some((most, other)), Some(_)) if *most > own_requests + 1 => {
+                self.shares.get(other)?.finished.front().copied()
+            }
+            (_, own_oldest) => own_oldest,
+        }
+    }
+
     fn forget_old(&mut self, now: Moment) {
-        while self.finished.front().is_some_and(|(at, _)| now.since(*at) >= self.limits.life) {
-            self.forget_oldest();
-        }
-    }
-
-    fn forget_oldest(&mut self) -> bool {
-        let Some((_, key)) = self.finished.pop_front() else { return false };
-        // Answers are kept in the order in which requests finish.
-        if self.answered.front() == Some(&key) {
-            self.answered.pop_front();
-        }
-        self.drop_answer(&key);
-        self.entries.remove(&key);
-        true
-    }
-
-    fn drop_answer(&mut self, key: &RequestKey) {
-        if let Some(Entry::Finished(answer)) = self.entries.get_mut(key)
-            && let Some(answer) = answer.take()
+        while let Some((number, (at, _))) = self.finished.first_key_value()
+            && now.since(*at) >= self.limits.life
         {
-            self.answer_bytes -= answer.body.len();
+            self.forget(*number);
+        }
+    }
+
+    /// Forgets a finished request, the oldest one of its peer.
+    fn forget(&mut self, number: u64) {
+        self.drop_answer(number);
+        let Some((_, key)) = self.finished.remove(&number) else { return };
+        self.entries.remove(&key);
+        self.change(key.peer, |share| {
+            share.finished.pop_front();
+            share.requests -= 1;
+        });
+    }
+
+    /// Forgets the answer of a request, if it was kept: the oldest one of its peer.
+    fn drop_answer(&mut self, number: u64) {
+        let Some((_, key)) = self.finished.get(&number) else { return };
+        let Some(Entry::Finished(kept)) = self.entries.get_mut(key) else { return };
+        let Some(answer) = kept.take() else { return };
+        let (peer, bytes) = (key.peer, answer.body.len());
+        self.answer_bytes -= bytes;
+        self.change(peer, |share| {
+            share.answered.pop_front();
+            share.answer_bytes -= bytes;
+        });
+    }
+
+    /// Changes a peer's share, and its places among the others with it.
+    fn change(&mut self, peer: PeerId, act: impl FnOnce(&mut Share)) {
+        let share = self.shares.entry(peer).or_default();
+        self.by_requests.remove(&(share.requests, peer));
+        self.by_answer_bytes.remove(&(share.answer_bytes, peer));
+        act(share);
+        if !share.finished.is_empty() {
+            self.by_requests.insert((share.requests, peer));
+        }
+        if !share.answered.is_empty() {
+            self.by_answer_bytes.insert((share.answer_bytes, peer));
+        }
+        if share.requests == 0 {
+            self.shares.remove(&peer);
         }
     }
 }
@@ -167,7 +245,11 @@ mod tests {
     const LIMITS: RequestLimits = RequestLimits { requests: 3, answer_bytes: 100, life: Duration::from_secs(600) };
 
     fn key(id: u128) -> RequestKey {
-        RequestKey { peer: PeerId::from_bytes(&[0, 1, 7]).unwrap(), id: RequestId(id), uid: "e.0".to_owned() }
+        key_of(7, id)
+    }
+
+    fn key_of(peer: u8, id: u128) -> RequestKey {
+        RequestKey { peer: PeerId::from_bytes(&[0, 1, peer]).unwrap(), id: RequestId(id), uid: "e.0".to_owned() }
     }
 
     fn answer(bytes: usize) -> Answer {
@@ -179,8 +261,12 @@ mod tests {
     }
 
     fn finished(ids: &mut RequestIds<&'static str>, id: u128, seconds: u64, ending: Ending) {
-        assert_eq!(ids.admit(at(seconds), &key(id), "run"), Admission::Run);
-        ids.finish(at(seconds), &key(id), ending);
+        finished_by(ids, &key(id), seconds, ending);
+    }
+
+    fn finished_by(ids: &mut RequestIds<&'static str>, key: &RequestKey, seconds: u64, ending: Ending) {
+        assert_eq!(ids.admit(at(seconds), key, "run"), Admission::Run);
+        ids.finish(at(seconds), key, ending);
     }
 
     #[test]
@@ -234,5 +320,73 @@ mod tests {
         assert_eq!((ids.len(), ids.answer_bytes), (3, 0));
         assert_eq!(ids.admit(at(2), &key(6), "run"), Admission::Full);
         assert_eq!(ids.admit(at(2), &key(1), "again"), Admission::Join("run"));
+    }
+    const SHARED: RequestLimits = RequestLimits { requests: 10, answer_bytes: 100, life: Duration::from_secs(600) };
+
+    #[test]
+    fn a_peer_that_floods_makes_its_own_requests_forgotten_and_nobody_elses() {
+        let mut ids = RequestIds::new(SHARED);
+        let kept: Vec<RequestKey> = (0..3).map(|id| key_of(1, id)).collect();
+        kept.iter().for_each(|key| finished_by(&mut ids, key, 0, Ending::Answered(answer(10))));
+        for id in 0..1000 {
+            finished_by(&mut ids, &key_of(2, id), 1, Ending::Answered(answer(10)));
+            assert!(ids.len() <= 10 && ids.answer_bytes <= 100);
+        }
+        for key in &kept {
+            assert_eq!(ids.admit(at(2), key, "again"), Admission::Answered(answer(10)));
+        }
+        // It keeps what room the others leave, the latest ones.
+        assert_eq!(ids.admit(at(2), &key_of(2, 993), "again"), Admission::Answered(answer(10)));
+        assert_eq!(ids.admit(at(2), &key_of(2, 992), "again"), Admission::Run);
+    }
+
+    #[test]
+    fn a_newcomer_gets_room_from_whoever_has_most() {
+        let mut ids = RequestIds::new(SHARED);
+        (0..10).for_each(|id| finished_by(&mut ids, &key_of(1, id), 0, Ending::Answered(answer(10))));
+        (0..5).for_each(|id| finished_by(&mut ids, &key_of(2, id), 1, Ending::Answered(answer(10))));
+        assert_eq!(ids.admit(at(2), &key_of(1, 4), "again"), Admission::Run);
+        // Half of the room is its own now; what it sends more takes no more from the other.
+        (5..50).for_each(|id| finished_by(&mut ids, &key_of(2, id), 2, Ending::Answered(answer(10))));
+        for id in 6..10 {
+            assert_eq!(ids.admit(at(3), &key_of(1, id), "again"), Admission::Answered(answer(10)), "{id}");
+        }
+    }
+
+    #[test]
+    fn large_answers_of_one_peer_cost_no_answer_of_another() {
+        let mut ids = RequestIds::new(SHARED);
+        finished_by(&mut ids, &key_of(1, 0), 0, Ending::Answered(answer(30)));
+        (0..4).for_each(|id| finished_by(&mut ids, &key_of(2, id), 1, Ending::Answered(answer(60))));
+        assert_eq!(ids.admit(at(2), &key_of(1, 0), "again"), Admission::Answered(answer(30)));
+        assert_eq!(ids.admit(at(2), &key_of(2, 2), "again"), Admission::AlreadyApplied);
+        assert_eq!(ids.admit(at(2), &key_of(2, 3), "again"), Admission::Answered(answer(60)));
+    }
+
+    #[test]
+    fn a_peer_whose_running_requests_fill_the_room_is_refused_and_takes_nothing_from_others() {
+        let mut ids = RequestIds::new(SHARED);
+        (0..3).for_each(|id| finished_by(&mut ids, &key_of(1, id), 0, Ending::Applied));
+        let admitted = (0..100).filter(|id| ids.admit(at(1), &key_of(2, *id), "run") == Admission::Run).count();
+        assert_eq!(admitted, 7);
+        for id in 0..3 {
+            assert_eq!(ids.admit(at(2), &key_of(1, id), "again"), Admission::AlreadyApplied);
+        }
+        // One of the others still has room made for it, of its own.
+        assert_eq!(ids.admit(at(2), &key_of(1, 3), "run"), Admission::Run);
+        assert_eq!(ids.admit(at(2), &key_of(1, 0), "again"), Admission::Run);
+    }
+
+    #[test]
+    fn nothing_is_left_of_peers_whose_requests_are_forgotten() {
+        let mut ids = RequestIds::new(SHARED);
+        for peer in 0..50 {
+            finished_by(&mut ids, &key_of(peer, 0), u64::from(peer), Ending::Answered(answer(30)));
+            finished_by(&mut ids, &key_of(peer, 1), u64::from(peer), Ending::NotApplied);
+        }
+        assert_eq!(ids.admit(at(1000), &key(0), "run"), Admission::Run);
+        ids.finish(at(1000), &key(0), Ending::NotApplied);
+        assert!(ids.is_empty() && ids.finished.is_empty() && ids.shares.is_empty());
+        assert!(ids.by_requests.is_empty() && ids.by_answer_bytes.is_empty() && ids.answer_bytes == 0);
     }
 }
