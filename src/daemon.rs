@@ -42,6 +42,9 @@ pub fn node(config: &Config) -> Result<RuntimeBuilder, Error> {
     net.allow_peers = config.node.allow_peers.as_deref().map(read_peers).transpose()?;
     (net.native, net.tls) = (config.node.native, config.node.tls);
     net.limits.max_inbound_calls = config.limits.max_inbound_calls;
+    net.limits.max_inbound_bytes = config.limits.max_inbound_bytes;
+    net.limits.max_answer_bytes = config.limits.max_answer_bytes;
+    net.limits.max_body_bytes = config.limits.max_body_bytes;
     net.limits.max_connections = config.limits.max_connections as usize;
     net.limits.reserved_connections = net.limits.max_connections / 2;
     net.timeouts.legacy_deadline = Duration::from_secs_f64(config.limits.legacy_deadline);

@@ -175,6 +175,12 @@ fn a_value_that_makes_no_sense_comes_with_a_remedy() {
         ),
         ("[[experts]]\nexpert_uids = [\"e.0\"]\noutputs = [{ dtype = \"bool\" }]\n", &["give module"]),
         ("[server]\nkeep_checkpoints = 0\n", &["must be at least 1"]),
+        ("[limits]\nmax_body_bytes = 4294967296\n", &["4 GiB", ":2:18]"]),
+        (
+            "[limits]\nmax_inbound_bytes = 1000\nmax_body_bytes = 1001\n",
+            &["1001 is above limits.max_inbound_bytes 1000", "raise max_inbound_bytes", ":3:18]"],
+        ),
+        ("[limits]\nmax_answer_bytes = 1000\nmax_body_bytes = 1001\n", &["raise max_answer_bytes", ":3:18]"]),
         (
             "[server]\ncheckpoint_dir = \"c\"\n[[experts]]\nhidden_dim = 8\n[[experts]]\nhidden_dim = 9\n",
             &["whatever has checkpoints"],

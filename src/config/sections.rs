@@ -244,6 +244,12 @@ pub struct TensorSpec {
 pub struct Limits {
     /// Calls served at once.
     pub max_inbound_calls: usize,
+    /// Bytes of requests held at once.
+    pub max_inbound_bytes: usize,
+    /// Bytes of answers to calls of our own that are under way at once.
+    pub max_answer_bytes: usize,
+    /// Bytes of one request or answer.
+    pub max_body_bytes: usize,
     /// Connections in all.
     pub max_connections: u32,
     /// Rows waiting per expert and direction; 0 is four times `max_batch_size`.
@@ -262,6 +268,9 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_inbound_calls: 4096,
+            max_inbound_bytes: 1 << 30,
+            max_answer_bytes: 1 << 30,
+            max_body_bytes: 1 << 28,
             max_connections: 1024,
             mailbox_rows: 0,
             mailbox_bytes: 1 << 30,

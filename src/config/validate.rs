@@ -7,7 +7,7 @@ use skep_expert::ExpertPattern;
 use skep_wire::ExpertUid;
 use tracing_subscriber::EnvFilter;
 
-use super::{Config, Experts};
+use super::{Config, Experts, Limits};
 use crate::runtime::peer_of;
 
 /// A value that makes no sense.
@@ -112,6 +112,9 @@ fn numbers(config: &Config) -> Result<(), Bad> {
         ("server.keep_checkpoints", server.keep_checkpoints),
         ("server.max_batch_size", server.max_batch_size as usize),
         ("limits.max_inbound_calls", config.limits.max_inbound_calls),
+        ("limits.max_inbound_bytes", config.limits.max_inbound_bytes),
+        ("limits.max_answer_bytes", config.limits.max_answer_bytes),
+        ("limits.max_body_bytes", config.limits.max_body_bytes),
         ("limits.max_connections", config.limits.max_connections as usize),
         ("limits.mailbox_bytes", config.limits.mailbox_bytes),
         ("limits.dht_records", config.limits.dht_records),
@@ -129,6 +132,25 @@ fn numbers(config: &Config) -> Result<(), Bad> {
             format!("{} is above server.max_batch_size {}", server.min_batch_size, server.max_batch_size),
             "lower it, or raise max_batch_size",
         );
+    }
+    bodies(&config.limits)
+}
+
+/// Whether the largest body fits the memory for all of them.
+fn bodies(limits: &Limits) -> Result<(), Bad> {
+    let body = limits.max_body_bytes;
+    if u32::try_from(body).is_err() {
+        return bad("limits.max_body_bytes", format!("{body} is 4 GiB or more"), "give at most 4294967295");
+    }
+    for (key, bytes) in [("max_inbound_bytes", limits.max_inbound_bytes), ("max_answer_bytes", limits.max_answer_bytes)]
+    {
+        if body > bytes {
+            return bad(
+                "limits.max_body_bytes",
+                format!("{body} is above limits.{key} {bytes}, so that such a body would never fit"),
+                format!("lower it, or raise {key}"),
+            );
+        }
     }
     Ok(())
 }

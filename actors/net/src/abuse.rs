@@ -9,7 +9,7 @@ use libp2p::{
     core::{muxing::StreamMuxerBox, upgrade::Version},
     noise, swarm, tcp, yamux,
 };
-use skep_rpc::{Router, Transport as _};
+use skep_rpc::{Body, Router, RpcError, Transport as _};
 use skep_wire::{
     Framing, Method,
     frame::{
@@ -210,19 +210,68 @@ async fn a_request_that_never_comes_is_given_up() {
 }
 
 #[tokio::test]
-async fn requests_over_the_byte_budget_are_drained_and_refused() {
-    let limits = NetLimits { max_inbound_bytes: 100_000, ..NetLimits::default() };
+async fn requests_that_never_fit_the_byte_budget_are_drained_and_told_so() {
+    let limits = NetLimits { max_inbound_bytes: 100_000, max_body_bytes: 100_000, ..NetLimits::default() };
     let server = Node::start(NetConfig { limits, ..NetConfig::default() }, router(Echo));
     let client = Node::client();
     client.knows(&server);
     for n in [100_000, 1 << 20] {
-        let refused = client.call(server.peer(), Method::Forward, tensors(&[n])).await;
-        assert!(
-            matches!(&refused, Err(skep_rpc::RpcError::Remote { text }) if text.contains("overloaded")),
-            "{refused:?}"
-        );
+        let text = remote_error(&client, &server, tensors(&[n])).await;
+        assert!(text.contains("over the limit of 100000"), "{text}");
     }
     client.call(server.peer(), Method::Forward, tensors(&[1000])).await.unwrap();
+}
+
+#[tokio::test]
+async fn requests_for_which_others_hold_the_bytes_are_drained_and_refused() {
+    let never = Never::default();
+    let limits = NetLimits { max_inbound_bytes: 6 << 20, max_body_bytes: 6 << 20, ..NetLimits::default() };
+    let server = Node::start(NetConfig { limits, ..NetConfig::default() }, router(never.clone()));
+    let client = Node::client();
+    client.knows(&server);
+    let held = tokio::spawn(client.call(server.peer(), Method::Forward, tensors(&[1 << 20])));
+    eventually("a call is served", || never.began.load(Ordering::SeqCst) == 1).await;
+    // In one message and in several.
+    for n in [(2 << 20) / 4, 1 << 20] {
+        let text = remote_error(&client, &server, tensors(&[n, n / 16])).await;
+        assert!(text.contains("overloaded"), "{text}");
+    }
+    held.abort();
+}
+
+/// A tensor of two bytes becomes a hundred times as much in memory.
+#[tokio::test]
+async fn what_messages_become_in_memory_is_counted_and_not_only_their_bytes() {
+    let limits = NetLimits { max_inbound_bytes: 1 << 20, max_body_bytes: 1 << 20, ..NetLimits::default() };
+    let server = Node::start(NetConfig { limits, ..NetConfig::default() }, router(Echo));
+    let client = Node::client();
+    let empty = vec![Tensor { dtype: "x".to_owned(), ..Tensor::default() }; 10_000];
+    let bytes = gather_request("a.0", &empty).concat();
+    assert!(bytes.len() < 100_000);
+
+    let mut unary = open(&client, &server, Method::Forward, Framing::Unary).await;
+    send(&mut unary.stream, &request("ConnectionHandler.rpc_forward", &bytes)).await;
+    let text = unary_error(&mut unary.stream).await;
+    assert!(text.contains("over the limit of 1048576"), "{text}");
+
+    let mut streamed = open(&client, &server, Method::Forward, Framing::Stream).await;
+    let one = stream::encode_message(gather_request("a.0", &empty[..1])).unwrap().concat();
+    for _ in 0..10_000 {
+        send(&mut streamed.stream, &one).await;
+    }
+    send(&mut streamed.stream, &stream::END).await;
+    let mut decoder = stream::Decoder::new();
+    decoder.push(&rest(&mut streamed.stream).await);
+    let Ok(Some(stream::Frame::Error(text))) = decoder.next_frame() else { panic!("expected an error frame") };
+    assert!(text.contains("1048576") || text.contains("overloaded"), "{text}");
+    eventually("nothing is held", || server.net.shared().door.free_bytes() == 1 << 20).await;
+}
+
+async fn remote_error(client: &Node, server: &Node, body: Body) -> String {
+    match client.call(server.peer(), Method::Forward, body).await {
+        Err(RpcError::Remote { text }) => text,
+        other => panic!("expected a remote error, got {:?}", other.map(drop)),
+    }
 }
 
 /// A peer without our muxer wrapper: its proposals carry the reserved prefix on the wire.

@@ -6,7 +6,7 @@ use libp2p_identity::PeerId;
 use multiaddr::{Multiaddr, Protocol};
 use serde::{Deserialize, Serialize};
 
-use crate::{NetError, transport};
+use crate::{NetError, budget, transport};
 
 /// Configuration of [`Net`](crate::Net). Unknown keys are refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,7 +49,11 @@ pub struct NetLimits {
     pub max_inbound_streams: usize,
     /// Bytes of requests held at once, 1 GiB. Over it a call is refused at once.
     pub max_inbound_bytes: usize,
-    /// Bytes of one request or answer that travels as a stream, 256 MiB.
+    /// Bytes of answers to our own calls that arrive or wait for their callers at once, 1 GiB. Over it a call fails with
+    /// [`RpcError::NoRoom`](skep_rpc::RpcError::NoRoom).
+    pub max_answer_bytes: usize,
+    /// Bytes of one request or answer that travels as a stream or on skep's own wire, 256 MiB; at most as many as may be
+    /// held at once, and below 4 GiB.
     pub max_body_bytes: usize,
     /// Peers whose addresses are remembered, 4096. Over it those unheard of for longest are forgotten.
     pub max_known_peers: usize,
@@ -106,6 +110,7 @@ impl Default for NetLimits {
             max_inbound_calls: 1024,
             max_inbound_streams: 2048,
             max_inbound_bytes: 1 << 30,
+            max_answer_bytes: 1 << 30,
             max_body_bytes: 256 << 20,
             max_known_peers: 4096,
         }
@@ -140,12 +145,26 @@ impl NetConfig {
             ("max_inbound_calls", limits.max_inbound_calls),
             ("max_inbound_streams", limits.max_inbound_streams),
             ("max_inbound_bytes", limits.max_inbound_bytes),
+            ("max_answer_bytes", limits.max_answer_bytes),
             ("max_body_bytes", limits.max_body_bytes),
             ("max_known_peers", limits.max_known_peers),
         ];
         let invalid = |key, reason: &str| Err(NetError::Config { key, reason: reason.to_owned() });
         if let Some((key, _)) = zero.into_iter().find(|(_, value)| *value == 0) {
             return invalid(key, "must be at least 1");
+        }
+        if u32::try_from(limits.max_body_bytes).is_err() {
+            return invalid("max_body_bytes", "must be below 4 GiB");
+        }
+        for (key, bytes) in
+            [("max_inbound_bytes", limits.max_inbound_bytes), ("max_answer_bytes", limits.max_answer_bytes)]
+        {
+            if bytes < limits.max_body_bytes {
+                return invalid(key, "must be at least max_body_bytes, or bodies of that size would never fit");
+            }
+            if bytes > budget::MAX_BYTES {
+                return invalid(key, "is more than can be counted");
+            }
         }
         if limits.reserved_connections >= limits.max_connections {
             return invalid("reserved_connections", "must be below max_connections");

@@ -17,7 +17,7 @@ use skep_kernel::{Deadline, SharedClock, panics::contain_future, time::before};
 use skep_rpc::{Answer, Body, Inbound, Meta, RequestId, Router, ServeError, Service as _, TensorBody};
 use skep_wire::{
     Framing, Method,
-    chunk::{Assembler, split_for_streaming},
+    chunk::{self, Assembler, split_for_streaming},
     error_text,
     frame::{
         FrameError,
@@ -30,6 +30,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, warn};
 
 use crate::{
+    budget::{Budget, Held, NoRoom},
     config::{NetLimits, NetTimeouts},
     io::{self, ReadError},
     peers::SharedBook,
@@ -52,7 +53,7 @@ pub(crate) struct Server {
 pub(crate) struct Door {
     experts: Arc<Semaphore>,
     dht: Arc<Semaphore>,
-    bytes: Arc<Semaphore>,
+    bytes: Budget,
     max_calls: u32,
     inside: Arc<AtomicUsize>,
     is_shut: AtomicBool,
@@ -76,7 +77,7 @@ impl Door {
         Self {
             experts: Arc::new(Semaphore::new(max_calls as usize)),
             dht: Arc::new(Semaphore::new(max_calls as usize)),
-            bytes: Arc::new(Semaphore::new(limits.max_inbound_bytes.min(Semaphore::MAX_PERMITS))),
+            bytes: Budget::new(limits.max_inbound_bytes),
             max_calls,
             inside: Arc::default(),
             is_shut: AtomicBool::new(false),
@@ -96,9 +97,12 @@ impl Door {
         Ok(Visit { _permit: permit, inside: self.inside.clone() })
     }
 
-    fn hold_bytes(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ServeError> {
-        let count = u32::try_from(bytes).map_err(|_| self.full())?;
-        self.bytes.clone().try_acquire_many_owned(count).map_err(|_| self.full())
+    fn hold_bytes(&self, bytes: usize) -> Result<Held, ServeError> {
+        self.bytes.hold(bytes).map_err(|no_room| match no_room {
+            // To come again would not help.
+            NoRoom::Never { limit } => over_limit(bytes as u64, limit),
+            NoRoom::Now { .. } => self.full(),
+        })
     }
 
     fn full(&self) -> ServeError {
@@ -109,6 +113,11 @@ impl Door {
     /// Calls that are being served.
     pub(crate) fn inside(&self) -> usize {
         self.inside.load(Ordering::Relaxed)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn free_bytes(&self) -> usize {
+        self.bytes.free()
     }
 
     /// Lets nobody in any more.
@@ -146,7 +155,7 @@ enum Dropped {
 struct Request {
     body: Result<Body, ServeError>,
     /// Bytes that it holds; `None` when there was no room and it was discarded.
-    _bytes: Option<OwnedSemaphorePermit>,
+    _bytes: Option<Held>,
 }
 
 impl Server {
@@ -188,7 +197,7 @@ impl Server {
     ) -> Result<(unary::CallId, Request), ReadError> {
         let length = io::read_unary_length(stream).await?;
         let room = refused.map_or_else(|| self.hold_bytes(length), |refusal| Err(refusal.clone()));
-        let bytes = match room {
+        let mut bytes = match room {
             Ok(bytes) => bytes,
             Err(refusal) => {
                 let call_id = drain_unary(stream, length).await?;
@@ -200,7 +209,12 @@ impl Server {
             UnaryMessage::Request { proto, .. } if proto != method.unary_name() => {
                 Err(ServeError::Invalid(format!("the call names {proto:?} on a stream of {}", method.unary_name())))
             }
-            UnaryMessage::Request { data, .. } => decode_body(method, data),
+            UnaryMessage::Request { data, .. } => decode_body(method, data).and_then(|body| {
+                if let Body::Tensors(body) = &body {
+                    bytes.merge(self.hold_bytes(chunk::overhead(&body.tensors))?);
+                }
+                Ok(body)
+            }),
             _ => Err(ServeError::Invalid("expected a request, got an answer".to_owned())),
         };
         Ok((frame.call_id, Request { body, _bytes: Some(bytes) }))
@@ -224,7 +238,7 @@ impl Server {
     async fn read_stream(&self, stream: &mut Stream, refused: Option<&ServeError>) -> Result<Request, ReadError> {
         let mut uid: Option<String> = None;
         let mut pieces = Assembler::new(self.limits.max_body_bytes);
-        let mut held: Option<OwnedSemaphorePermit> = None;
+        let mut held: Option<Held> = None;
         let mut failure = refused.cloned();
         loop {
             let header = io::read_stream_header(stream).await?;
@@ -233,18 +247,15 @@ impl Server {
                 break;
             }
             if failure.is_none() {
-                match (self.hold_bytes(header.len), &mut held) {
-                    (Err(refusal), _) => failure = Some(refusal),
-                    (Ok(more), Some(held)) => held.merge(more),
-                    (Ok(first), none) => *none = Some(first),
-                }
+                failure = self.hold_more(&mut held, header.len).err();
             }
             if failure.is_some() {
                 io::discard(stream, header.len).await?;
                 continue;
             }
             let message = io::read_body(stream, header.len).await?;
-            failure = take_piece(&mut pieces, &mut uid, message).err();
+            let taken = take_piece(&mut pieces, &mut uid, message);
+            failure = taken.and_then(|overhead| self.hold_more(&mut held, overhead)).err();
         }
         let body = match failure {
             Some(failure) => Err(failure),
@@ -302,13 +313,27 @@ impl Server {
         self.door.enter(method).inspect_err(|_| Counters::add(&self.counters.calls_in_refused))
     }
 
-    pub(crate) fn hold_bytes(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ServeError> {
+    pub(crate) fn hold_bytes(&self, bytes: usize) -> Result<Held, ServeError> {
         self.door.hold_bytes(bytes).inspect_err(|_| Counters::add(&self.counters.calls_in_refused))
+    }
+
+    fn hold_more(&self, held: &mut Option<Held>, bytes: usize) -> Result<(), ServeError> {
+        let more = self.hold_bytes(bytes)?;
+        match held {
+            Some(held) => held.merge(more),
+            none => *none = Some(more),
+        }
+        Ok(())
     }
 
     async fn in_time<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
         before(&*self.clock, Deadline::after(self.clock.now(), limit), work).await.ok()
     }
+}
+
+/// A request that is never taken, however long its caller waits.
+pub(crate) fn over_limit(bytes: u64, limit: usize) -> ServeError {
+    ServeError::Invalid(format!("a request of {bytes} bytes is over the limit of {limit}"))
 }
 
 /// When a caller that was not let in may try again.
@@ -333,8 +358,9 @@ fn decode_body(method: Method, data: Bytes) -> Result<Body, ServeError> {
     Ok(Body::Tensors(TensorBody { uid: request.uid, tensors: request.tensors }))
 }
 
-/// One message of a streamed request: its uid must be that of the others, its piece belongs to the latest tensor.
-fn take_piece(pieces: &mut Assembler, uid: &mut Option<String>, message: Bytes) -> Result<(), ServeError> {
+/// One message of a streamed request: its uid must be that of the others, its piece belongs to the latest tensor. Gives
+/// the memory that it takes beside its bytes.
+fn take_piece(pieces: &mut Assembler, uid: &mut Option<String>, message: Bytes) -> Result<usize, ServeError> {
     let frame_len = message.len();
     let request = proto::decode::<ExpertRequest>(message).map_err(|error| ServeError::Invalid(error.to_string()))?;
     let expected = uid.get_or_insert_with(|| request.uid.clone());
@@ -342,10 +368,11 @@ fn take_piece(pieces: &mut Assembler, uid: &mut Option<String>, message: Bytes) 
         let text = format!("one call names two experts: {expected:?} and {:?}", request.uid);
         return Err(ServeError::Invalid(text));
     }
+    let overhead = chunk::overhead(&request.tensors);
     for piece in request.tensors {
         pieces.push(piece, frame_len).map_err(|error| ServeError::Invalid(error.to_string()))?;
     }
-    Ok(())
+    Ok(overhead)
 }
 
 fn segments(body: Body) -> Vec<Bytes> {

@@ -41,6 +41,7 @@ pub(crate) async fn read_unary_length(stream: &mut (impl AsyncRead + Unpin)) -> 
 }
 
 /// Reads a unary frame.
+#[cfg(test)]
 pub(crate) async fn read_unary(stream: &mut (impl AsyncRead + Unpin)) -> Result<unary::Frame, ReadError> {
     let length = read_unary_length(stream).await?;
     let body = read_body(stream, length).await?;

@@ -17,6 +17,7 @@ extern crate self as skep_net;
 #[cfg(test)]
 mod abuse;
 mod behaviour;
+mod budget;
 mod config;
 mod error;
 mod gate;

@@ -18,6 +18,7 @@ mod tests;
 use std::sync::Arc;
 
 use libp2p::StreamProtocol;
+use skep_rpc::{Answer, RpcError};
 use skep_wire::frame::{FrameError, native::PROTOCOL};
 
 pub(crate) use caller::Caller;
@@ -25,7 +26,10 @@ pub(crate) use linger::Linger;
 pub(crate) use link::{Link, Native};
 pub(crate) use servant::Servant;
 
-use crate::inbound::Server;
+use crate::{
+    budget::{Budget, Held},
+    inbound::Server,
+};
 
 /// The protocol's name.
 pub(crate) const NATIVE: StreamProtocol = StreamProtocol::new(PROTOCOL);
@@ -33,9 +37,14 @@ pub(crate) const NATIVE: StreamProtocol = StreamProtocol::new(PROTOCOL);
 /// What links need of the node.
 pub(crate) struct Context {
     pub(crate) server: Arc<Server>,
+    /// Memory for answers to our calls.
+    pub(crate) answers: Arc<Budget>,
     /// Whether calls of others are served.
     pub(crate) serves: bool,
 }
+
+/// How a call of ours ended. Its answer holds memory until the caller has it.
+type Ended = Result<(Answer, Held), RpcError>;
 
 /// Why a link ended.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -20,6 +20,7 @@ use tokio::{
 
 use crate::{
     NetConfig, NetError, NetStatus, behaviour,
+    budget::Budget,
     inbound::{Door, Server},
     native_link,
     node::{Command, Node},
@@ -47,6 +48,8 @@ pub(crate) struct Shared {
     pub(crate) bans: Bans,
     pub(crate) counters: Arc<Counters>,
     pub(crate) door: Arc<Door>,
+    /// Memory for answers to our calls.
+    pub(crate) answers: Arc<Budget>,
     pub(crate) listening: RwLock<Vec<Multiaddr>>,
     commands: mpsc::Sender<Command>,
 }
@@ -94,6 +97,7 @@ impl Net {
             bans: Bans::new(),
             counters: Arc::default(),
             door: Arc::new(Door::new(&config.limits)),
+            answers: Arc::new(Budget::new(config.limits.max_answer_bytes)),
             listening: RwLock::default(),
             commands,
             config,
@@ -204,7 +208,9 @@ impl Transport for Net {
             };
             let mut task = Task(runtime.spawn(outbound::call(shared, call)));
             // The task ends early only when the network stops.
-            (&mut task.0).await.unwrap_or(Err(RpcError::Cancelled))
+            let received = (&mut task.0).await.unwrap_or(Err(RpcError::Cancelled))?;
+            drop(received.held);
+            Ok(received.answer)
         })
     }
 
@@ -320,9 +326,10 @@ fn serve_streams(shared: &Arc<Shared>, runtime: runtime::Handle) -> streams::Sha
         router: (!config.client_mode).then(|| shared.router.clone()),
         max_inbound_streams: config.limits.max_inbound_streams,
         negotiation_timeout: config.timeouts.negotiation,
-        native: config
-            .native
-            .then(|| Arc::new(native_link::Context { server: server.clone(), serves: !config.client_mode })),
+        native: config.native.then(|| {
+            let (server, answers) = (server.clone(), shared.answers.clone());
+            Arc::new(native_link::Context { server, answers, serves: !config.client_mode })
+        }),
         accept: Box::new(move |accepted| drop(runtime.spawn(server.clone().serve(accepted)))),
     }
 }

@@ -15,6 +15,7 @@ use skep_wire::{Framing, Method};
 
 use self::hivemind::{Request, converse, read_stream_answer, read_unary_answer};
 use crate::{
+    budget::Held,
     inbound::serve_contained,
     native_link::{Link, Native},
     net::Shared,
@@ -26,8 +27,21 @@ use crate::{
 /// streams. Peers of hivemind answer identify, too, so none waits that long unless something is wrong.
 const NATIVE_PATIENCE: Duration = Duration::from_secs(2);
 
+/// An answer, with the memory that it holds until the caller has it.
+pub(crate) struct Received {
+    pub(crate) answer: Answer,
+    /// `None` when something else counts it.
+    pub(crate) held: Option<Held>,
+}
+
+impl From<Answer> for Received {
+    fn from(answer: Answer) -> Self {
+        Self { answer, held: None }
+    }
+}
+
 /// Makes one call; it ends by its deadline.
-pub(crate) async fn call(shared: Arc<Shared>, call: Call) -> Result<Answer, RpcError> {
+pub(crate) async fn call(shared: Arc<Shared>, call: Call) -> Result<Received, RpcError> {
     Counters::add(&shared.counters.calls_out);
     let (peer, method, deadline) = (call.peer, call.method, call.meta.deadline);
     let started = shared.clock.now();
@@ -35,7 +49,7 @@ pub(crate) async fn call(shared: Arc<Shared>, call: Call) -> Result<Answer, RpcE
     let result = before(&*shared.clock, deadline, exchange(&shared, call, &progress)).await;
     let late = |_| RpcError::Deadline { peer, step: progress.step(), waited: deadline.moment().since(started) };
     let result = result.map_err(late).and_then(|result| result);
-    note(&shared, peer, method, &result);
+    note(&shared, peer, method, result.as_ref().err());
     result
 }
 
@@ -67,7 +81,7 @@ pub(crate) async fn call_on_link(shared: &Shared, call: Call) -> Result<Result<A
     Counters::add(&shared.counters.calls_out);
     let (peer, method) = (call.peer, call.method);
     let result = ask_link(shared, link, call).await;
-    note(shared, peer, method, &result);
+    note(shared, peer, method, result.as_ref().err());
     Ok(result)
 }
 
@@ -93,10 +107,10 @@ fn note(shared: &Shared, peer: PeerId, method: Method, result: &Result<Answer, R
     }
 }
 
-async fn exchange(shared: &Shared, call: Call, progress: &Progress) -> Result<Answer, RpcError> {
+async fn exchange(shared: &Shared, call: Call, progress: &Progress) -> Result<Received, RpcError> {
     if call.peer == shared.local_peer {
         progress.at(Step::Exchange);
-        return serve_ourselves(shared, call).await;
+        return serve_ourselves(shared, call).await.map(Received::from);
     }
     let (peer, method) = (call.peer, call.method);
     if method.is_native()
@@ -104,24 +118,25 @@ async fn exchange(shared: &Shared, call: Call, progress: &Progress) -> Result<An
         && let Some(link) = link(shared, peer, progress).await?
     {
         progress.at(Step::Exchange);
-        return ask_link(shared, link, call).await;
+        return ask_link(shared, link, call).await.map(Received::from);
     }
     // Sizes are checked before anything is dialled: an oversize request would block the writer for ever.
     let request = Request::new(call)?;
     let Opened { stream, slot } = open(shared, peer, method, request.framing(), progress).await?;
     progress.at(Step::Exchange);
     let (reader, writer) = stream.split();
-    let body = match request {
+    let answered = match request {
         Request::Unary { call_id, segments } => {
-            converse(writer, &segments, read_unary_answer(reader, method, call_id)).await
+            converse(writer, &segments, read_unary_answer(reader, method, call_id, &shared.answers)).await
         }
         Request::Stream { segments } => {
             let max_bytes = shared.config.limits.max_body_bytes;
-            converse(writer, &segments, read_stream_answer(reader, max_bytes)).await
+            converse(writer, &segments, read_stream_answer(reader, max_bytes, &shared.answers)).await
         }
     };
     drop(slot);
-    body.map(|body| Answer { body, load: None }).map_err(|failure| failure.of(peer))
+    let (body, held) = answered.map_err(|failure| failure.of(peer))?;
+    Ok(Received { answer: Answer { body, load: None }, held: Some(held) })
 }
 
 /// A call to our own peer id: libp2p cannot dial itself, and need not.

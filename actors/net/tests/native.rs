@@ -309,11 +309,32 @@ async fn calls_over_the_limit_are_refused_with_a_time_to_come_back() {
 
 #[tokio::test]
 async fn a_request_that_finds_no_memory_is_refused_and_the_next_is_served() {
-    let server = limited(NetLimits { max_inbound_bytes: 3 << 20, ..NetLimits::default() }, Echo);
+    let (never, bytes) = (Never::default(), 3 << 20);
+    let limits = NetLimits { max_inbound_bytes: bytes, max_body_bytes: bytes, ..NetLimits::default() };
+    let server = limited(limits, never.clone());
     let client = client_of(&server);
-    let refused = client.call(server.peer(), Method::Forward, tensors(&[1 << 20])).await;
+    let call = || client.call(server.peer(), Method::Forward, tensors(&[1 << 19]));
+    let held = tokio::spawn(call());
+    eventually("a call is served", || never.began.load(Ordering::SeqCst) == 1).await;
+    let refused = call().await;
     assert!(matches!(refused, Err(RpcError::Overloaded { .. })), "{refused:?}");
-    client.call(server.peer(), Method::Forward, tensors(&[1 << 19])).await.unwrap();
+    held.abort();
+    eventually("its work is dropped", || server.net.status().serving == 0).await;
+    let _next = tokio::spawn(call());
+    eventually("the next is served", || never.began.load(Ordering::SeqCst) == 2).await;
+}
+
+#[tokio::test]
+async fn a_request_that_never_fits_is_not_asked_to_come_again() {
+    let bytes = 3 << 20;
+    let server = limited(NetLimits { max_inbound_bytes: bytes, max_body_bytes: bytes, ..NetLimits::default() }, Echo);
+    let client = client_of(&server);
+    // The body alone would fit.
+    let Err(RpcError::Remote { text }) = client.call(server.peer(), Method::Forward, tensors(&[bytes / 4])).await
+    else {
+        panic!("expected an error")
+    };
+    assert!(text.contains("over the limit of 3145728"), "{text}");
 }
 
 #[tokio::test]

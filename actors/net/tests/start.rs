@@ -78,6 +78,14 @@ fn settings_without_a_meaning_are_refused() {
         NetLimits { max_inbound_calls: 0, ..NetLimits::default() },
         NetLimits { reserved_connections: 512, ..NetLimits::default() },
         NetLimits { max_inbound_streams: 5000, ..NetLimits::default() },
+        NetLimits { max_inbound_bytes: 1000, max_body_bytes: 1001, ..NetLimits::default() },
+        NetLimits { max_answer_bytes: 1000, max_body_bytes: 1001, ..NetLimits::default() },
+        NetLimits {
+            max_inbound_bytes: 8 << 30,
+            max_answer_bytes: 8 << 30,
+            max_body_bytes: 4 << 30,
+            ..NetLimits::default()
+        },
     ];
     for limits in bad {
         assert!(matches!(with(limits), Err(NetError::Config { .. })));

@@ -109,6 +109,18 @@ pub enum RpcError {
         /// The limit.
         limit: usize,
     },
+    /// Answers that arrive, or that nobody has taken yet, hold all the memory there is for them. The peer may have run
+    /// the call.
+    #[error(
+        "no room for an answer of {size} bytes: answers under way may take {limit} together; make fewer calls at once, \
+         or raise max_answer_bytes"
+    )]
+    NoRoom {
+        /// Its size, as far as it is known.
+        size: usize,
+        /// Bytes for all answers together.
+        limit: usize,
+    },
     /// The arguments make no call; nothing was sent.
     #[error("{reason}")]
     Invalid {

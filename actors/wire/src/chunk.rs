@@ -42,8 +42,19 @@ pub enum AssembleError {
     },
 }
 
-/// Memory that a piece costs beside the frame it came in, in bytes.
-const PIECE_OVERHEAD: usize = 256;
+/// Memory that a tensor costs beside the frame it came in, in bytes: itself, and the vectors in it as they grow.
+const TENSOR_OVERHEAD: usize = 256;
+
+/// Memory of decoded tensors beside the bytes of their buffers, in bytes, at the most. A message of a few bytes a tensor
+/// becomes so much more.
+pub fn overhead(tensors: &[Tensor]) -> usize {
+    tensors.iter().fold(0, |sum: usize, tensor| sum.saturating_add(tensor_overhead(&tensor.dtype, &tensor.size)))
+}
+
+/// The same of one tensor.
+pub(crate) fn tensor_overhead(dtype: &str, size: &[u32]) -> usize {
+    TENSOR_OVERHEAD + dtype.len() + 2 * size_of_val(size)
+}
 
 /// Joins the pieces of a call to tensors. A piece with a dtype begins a new one; the announced number of pieces is
 /// ignored, as hivemind does.
@@ -63,7 +74,7 @@ impl Assembler {
     /// Takes the next piece. `frame_len` is the length of the frame that carried it and is what counts towards the
     /// limit, since the piece keeps the whole frame in memory.
     pub fn push(&mut self, mut piece: Tensor, frame_len: usize) -> Result<(), AssembleError> {
-        let cost = frame_len.max(piece.buffer.len()).saturating_add(PIECE_OVERHEAD);
+        let cost = frame_len.max(piece.buffer.len()).saturating_add(TENSOR_OVERHEAD);
         self.used = self.used.saturating_add(cost);
         if self.used > self.limit {
             return Err(AssembleError::TooLarge { limit: self.limit });

@@ -12,18 +12,30 @@ use skep_kernel::{Deadline, Moment, SharedClock};
 use skep_rpc::{Answer, RpcError, Step};
 use skep_wire::{
     Method,
-    frame::native::{self, AnswerHead, Event, Failure, Header, MAX_SMALL_BODY, RequestHead, micros},
+    frame::native::{self, AnswerHead, BodyHead, Event, Failure, Header, MAX_SMALL_BODY, RequestHead, micros},
 };
 use tokio::sync::{oneshot, watch};
 use tracing::debug;
 
 use super::{
-    Broken, Context as Node, Link, Native,
+    Broken, Context as Node, Ended, Link, Native,
     alarm::Alarm,
     convert,
     lane::Lane,
     link::{NewCall, Slot},
 };
+use crate::budget::Held;
+
+impl Node {
+    /// Memory for an answer with such a body.
+    fn hold_answer(&self, body: &BodyHead) -> Result<Held, RpcError> {
+        let (size, limit) = (usize::try_from(body.len()).unwrap_or(usize::MAX), self.server.limits.max_body_bytes);
+        if size > limit {
+            return Err(RpcError::TooLarge { size, limit });
+        }
+        self.answers.hold(size.saturating_add(body.overhead())).map_err(|no_room| no_room.for_answer(size))
+    }
+}
 
 /// Calls sent and not answered. What is over it waits here.
 const MAX_SENT: usize = 256;
@@ -35,13 +47,13 @@ struct Open {
     method: Method,
     since: Moment,
     deadline: Deadline,
-    reply: oneshot::Sender<Result<Answer, RpcError>>,
+    reply: oneshot::Sender<Ended>,
     /// What is to be sent; `None` once it was handed to a lane.
     unsent: Option<NewRequest>,
     /// The lane that carries the request.
     lane: usize,
-    /// The answer whose body is arriving.
-    answer: Option<AnswerHead>,
+    /// The answer whose body is arriving, and the memory for it.
+    answer: Option<(AnswerHead, Held)>,
     _slot: Slot,
 }
 
@@ -51,7 +63,7 @@ struct NewRequest {
 }
 
 impl Open {
-    fn answer_with(self, result: Result<Answer, RpcError>) {
+    fn answer_with(self, result: Ended) {
         // A caller who left says so through the link's queue.
         let _caller_left = self.reply.send(result);
     }
@@ -247,25 +259,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
 
     fn on_event(&mut self, index: usize, event: Event) -> Result<(), Broken> {
         match event {
-            Event::Answer(head) => {
-                let id = head.id;
-                let max_bytes = self.node.server.limits.max_body_bytes;
-                match self.open.get_mut(&id) {
-                    // Its caller left, or it ended otherwise.
-                    None => lane(&mut self.lanes, index)?.reader.refuse(id),
-                    Some(_) if head.body.len() > max_bytes as u64 => {
-                        let size = usize::try_from(head.body.len()).unwrap_or(usize::MAX);
-                        lane(&mut self.lanes, index)?.reader.refuse(id);
-                        if let Some(call) = self.forget(id) {
-                            self.cancel(id, &call)?;
-                            call.answer_with(Err(RpcError::TooLarge { size, limit: max_bytes }));
-                        }
-                    }
-                    // A peer may begin one answer on both lanes.
-                    Some(call) if call.answer.is_some() => return Err(Broken::Unexpected("a second answer")),
-                    Some(call) => call.answer = Some(head),
-                }
-            }
+            Event::Answer(head) => self.on_answer(index, head)?,
             Event::Body { id, bytes } => self.on_body(id, bytes)?,
             Event::Error { id, failure } => {
                 let error = self.failed(id, failure);
@@ -276,6 +270,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
             Event::Hello(_) => return Err(Broken::Unexpected("a greeting")),
             Event::Request(_) => return Err(Broken::Unexpected("a call")),
             Event::Cancel(_) => return Err(Broken::Unexpected("a cancellation")),
+        }
+        Ok(())
+    }
+
+    /// An answer begins: it gets the memory that its body will take, or is refused.
+    fn on_answer(&mut self, index: usize, head: AnswerHead) -> Result<(), Broken> {
+        let id = head.id;
+        let Some(call) = self.open.get_mut(&id) else {
+            // Its caller left, or it ended otherwise.
+            lane(&mut self.lanes, index)?.reader.refuse(id);
+            return Ok(());
+        };
+        // A peer may begin one answer on both lanes.
+        if call.answer.is_some() {
+            return Err(Broken::Unexpected("a second answer"));
+        }
+        match self.node.hold_answer(&head.body) {
+            Ok(held) => call.answer = Some((head, held)),
+            Err(refusal) => {
+                lane(&mut self.lanes, index)?.reader.refuse(id);
+                if let Some(call) = self.forget(id) {
+                    self.cancel(id, &call)?;
+                    call.answer_with(Err(refusal));
+                }
+            }
         }
         Ok(())
     }
@@ -293,13 +312,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
 
     fn on_body(&mut self, id: u64, bytes: bytes::Bytes) -> Result<(), Broken> {
         let Some(call) = self.open.get_mut(&id) else { return Ok(()) };
-        let Some(head) = call.answer.take() else { return Err(Broken::Unexpected("an answer without a beginning")) };
+        let Some((head, held)) = call.answer.take() else {
+            return Err(Broken::Unexpected("an answer without a beginning"));
+        };
         if head.body.len() != bytes.len() as u64 {
             return Err(Broken::Unexpected("the body of another answer"));
         }
-        let is_tensors = matches!(head.body, native::BodyHead::Tensors { .. });
+        let is_tensors = matches!(head.body, BodyHead::Tensors { .. });
         let answer = match is_tensors == call.method.carries_tensors() {
-            true => Ok(Answer { body: convert::join(head.body, bytes), load: head.load.map(convert::load_in) }),
+            true => Ok((Answer { body: convert::join(head.body, bytes), load: head.load.map(convert::load_in) }, held)),
             false => {
                 let reason = format!("the answer has not the form of an answer to {}", call.method);
                 Err(RpcError::Malformed { peer: self.peer, reason })
@@ -321,7 +342,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
         Ok(())
     }
 
-    fn reply(&mut self, id: u64, result: Result<Answer, RpcError>) {
+    fn reply(&mut self, id: u64, result: Ended) {
         if let Some(call) = self.forget(id) {
             call.answer_with(result);
         }

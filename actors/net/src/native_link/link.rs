@@ -19,7 +19,7 @@ use skep_rpc::{Answer, Call, RequestId, RpcError, Step, TraceContext};
 use skep_wire::{Method, frame::native::BodyHead};
 use tokio::sync::oneshot;
 
-use super::{Broken, convert};
+use super::{Broken, Ended, convert};
 
 /// Calls on one link that have not ended, those that wait to be sent included.
 const MAX_OPEN: usize = 4096;
@@ -67,7 +67,7 @@ pub(super) struct NewCall {
     pub(super) segments: Vec<Bytes>,
     pub(super) since: Moment,
     pub(super) deadline: Deadline,
-    pub(super) reply: oneshot::Sender<Result<Answer, RpcError>>,
+    pub(super) reply: oneshot::Sender<Ended>,
     pub(super) slot: Slot,
 }
 
@@ -148,7 +148,7 @@ fn count(calls: usize) -> u32 {
 
 /// A call that is under way. Ends by the call's deadline, which the connection's task keeps.
 pub(crate) struct Waiting {
-    reply: oneshot::Receiver<Result<Answer, RpcError>>,
+    reply: oneshot::Receiver<Ended>,
     id: u64,
     /// `None` once the call has ended.
     link: Option<Arc<Link>>,
@@ -161,7 +161,7 @@ impl Future for Waiting {
         let ended = std::task::ready!(Pin::new(&mut self.reply).poll(cx));
         self.link = None;
         // Without a reply only if the network stopped.
-        Poll::Ready(ended.unwrap_or(Err(RpcError::Cancelled)))
+        Poll::Ready(ended.unwrap_or(Err(RpcError::Cancelled)).map(|(answer, _held)| answer))
     }
 }
 

@@ -19,12 +19,13 @@ use skep_wire::frame::{
     FrameError,
     native::{AnswerHead, Event, Header, Lane as Which, MAX_SMALL_BODY, RequestHead},
 };
-use tokio::{sync::OwnedSemaphorePermit, task::AbortHandle};
+use tokio::task::AbortHandle;
 use tracing::debug;
 
 use super::{Broken, Context as Node, alarm::Alarm, convert, lane::Lane};
 use crate::{
-    inbound::{Visit, serve_contained},
+    budget::Held,
+    inbound::{Visit, over_limit, serve_contained},
     status::Counters,
 };
 
@@ -43,7 +44,7 @@ struct Served {
 
 enum Stage {
     /// The body arrives; the memory for it is set aside.
-    Arriving { head: RequestHead, since: Moment, bytes: OwnedSemaphorePermit },
+    Arriving { head: RequestHead, since: Moment, bytes: Held },
     /// A task serves it.
     Running(AbortHandle),
 }
@@ -229,7 +230,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
         }
     }
 
-    fn admit(&self, head: &RequestHead) -> Result<(Visit, OwnedSemaphorePermit), ServeError> {
+    fn admit(&self, head: &RequestHead) -> Result<(Visit, Held), ServeError> {
         let server = &self.node.server;
         if !head.method.is_native() {
             return Err(ServeError::Refused(format!("{} does not travel on this wire", head.method)));
@@ -237,8 +238,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
         let visit = server.enter(head.method)?;
         let (size, limit) = (head.body.len(), server.limits.max_body_bytes);
         match usize::try_from(size) {
-            Ok(size) if size <= limit => Ok((visit, server.hold_bytes(size)?)),
-            _ => Err(ServeError::Invalid(format!("a request of {size} bytes is over the limit of {limit}"))),
+            Ok(size) if size <= limit => Ok((visit, server.hold_bytes(size.saturating_add(head.body.overhead()))?)),
+            _ => Err(over_limit(size, limit)),
         }
     }
 

@@ -19,7 +19,8 @@ use tokio::sync::{mpsc, watch};
 
 use super::*;
 use crate::{
-    NetConfig,
+    NetConfig, NetLimits,
+    budget::Budget,
     inbound::{Door, Server},
     peers::SharedBook,
     pipe::Pipe,
@@ -35,7 +36,8 @@ fn node(config: &NetConfig, router: Router) -> Arc<Context> {
         counters: Arc::default(),
         door: Arc::new(Door::new(&config.limits)),
     };
-    Arc::new(Context { server: Arc::new(server), serves: true })
+    let answers = Arc::new(Budget::new(config.limits.max_answer_bytes));
+    Arc::new(Context { server: Arc::new(server), answers, serves: true })
 }
 
 /// The other side of one stream.
@@ -73,6 +75,12 @@ impl FarEnd {
         self.raw(&bytes).await;
     }
 
+    /// All of a body whose beginning was sent without any of it.
+    async fn chunk(&mut self, id: u64, bytes: usize) {
+        self.send(Header::Chunk { id, bytes: u32::try_from(bytes).unwrap() }).await;
+        self.raw(&vec![7; bytes]).await;
+    }
+
     async fn send_body(&mut self, id: u64, head: Header, body: Bytes) {
         self.writer.body(id, head, vec![body], ()).unwrap();
         while let bytes = self.writer.next_bytes().to_vec()
@@ -96,6 +104,14 @@ fn answer(id: u64, bytes: usize) -> Header {
     Header::Answer(AnswerHead { id, load: None, body, bytes: 0 })
 }
 
+/// A header of five bytes a tensor; all together are one byte.
+fn tiny_tensors(count: usize) -> BodyHead {
+    let tensor = TensorHead { dtype: String::new(), size: vec![], requires_grad: false, compression: 0, bytes: 0 };
+    let mut tensors = vec![tensor; count];
+    tensors[0].bytes = 1;
+    BodyHead::Tensors { uid: String::new(), tensors }
+}
+
 /// What a peer of ours never sends.
 fn oversize() -> Vec<u8> {
     (MAX_HEADER as u32 + 1).to_le_bytes().to_vec()
@@ -114,7 +130,11 @@ mod calling {
 
     impl Rig {
         fn new() -> Self {
-            let node = node(&NetConfig::default(), Router::new());
+            Self::with(NetConfig::default())
+        }
+
+        fn with(config: NetConfig) -> Self {
+            let node = node(&config, Router::new());
             let (clock, peer) = (node.server.clock.clone(), PeerId::random());
             #[allow(clippy::disallowed_methods, reason = "never simulated")]
             let (tell, state) = watch::channel(Native::Unknown);
@@ -233,6 +253,43 @@ mod calling {
         bulk.send(answer(0, 100)).await;
         let ended = call.await;
         assert!(matches!(ended, Err(RpcError::Malformed { .. })), "{ended:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_that_find_no_memory_fail_before_their_bodies_come_and_the_others_go_on() {
+        const SIZE: usize = 400 << 10;
+        let limits = NetLimits { max_answer_bytes: 1 << 20, max_body_bytes: 1 << 20, ..NetLimits::default() };
+        let mut rig = Rig::with(NetConfig { limits, ..NetConfig::default() });
+        let (link, [mut calls, _bulk]) = rig.link().await;
+        let (first, second) = (rig.call(&link, 10, LONG), rig.call(&link, 10, LONG));
+        let (third, fourth) = (rig.call(&link, 10, LONG), rig.call(&link, 10, LONG));
+        calls.send(answer(0, SIZE)).await;
+        calls.send(answer(1, SIZE)).await;
+        calls.send(answer(2, SIZE)).await;
+        assert_eq!(third.await, Err(RpcError::NoRoom { size: SIZE, limit: 1 << 20 }));
+        while calls.next().await.expect("the stream goes on") != Event::Cancel(2) {}
+        // An answer that has come holds its memory until it is taken.
+        calls.chunk(0, SIZE).await;
+        calls.send(answer(3, SIZE)).await;
+        assert_eq!(fourth.await, Err(RpcError::NoRoom { size: SIZE, limit: 1 << 20 }));
+        assert_eq!(first.await.unwrap().body.len(), SIZE);
+        let fifth = rig.call(&link, 10, LONG);
+        calls.send(answer(4, SIZE)).await;
+        calls.chunk(4, SIZE).await;
+        calls.chunk(1, SIZE).await;
+        assert_eq!(fifth.await.unwrap().body.len(), SIZE);
+        assert_eq!(second.await.unwrap().body.len(), SIZE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_of_many_tensors_counts_with_what_they_become_in_memory() {
+        let limits = NetLimits { max_answer_bytes: 1 << 20, max_body_bytes: 1 << 20, ..NetLimits::default() };
+        let mut rig = Rig::with(NetConfig { limits, ..NetConfig::default() });
+        let (link, [mut calls, _bulk]) = rig.link().await;
+        let call = rig.call(&link, 10, LONG);
+        let body = tiny_tensors(5000);
+        calls.send(Header::Answer(AnswerHead { id: 0, load: None, body, bytes: 0 })).await;
+        assert_eq!(call.await, Err(RpcError::TooLarge { size: 1, limit: 1 << 20 }));
     }
 
     #[tokio::test(start_paused = true)]
@@ -441,6 +498,27 @@ mod serving {
         end.send_body(0, request(0, Method::Find, 2), Bytes::from_static(b"hi")).await;
         assert!(matches!(end.next().await, Some(Event::Error { id: 0, failure: Failure::Refused(_) })));
         is_served(&mut end, 1).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_of_many_tensors_count_with_what_they_become_in_memory() {
+        let limits = NetLimits { max_inbound_bytes: 4 << 20, max_body_bytes: 1 << 20, ..NetLimits::default() };
+        let rig = Rig::new(&NetConfig { limits, ..NetConfig::default() });
+        let mut end = rig.greeted(Which::Calls).await;
+        let request = |id, tensors| {
+            let body = tiny_tensors(tensors);
+            let method = Method::Forward;
+            Header::Request(RequestHead { id, method, wait_us: 5_000_000, request_id: 1, trace: None, body, bytes: 0 })
+        };
+        end.send(request(0, 26_000)).await;
+        let refused = end.next().await;
+        assert!(matches!(&refused, Some(Event::Error { id: 0, failure: Failure::Invalid(_) })), "{refused:?}");
+        // They wait for their byte with what they hold.
+        end.send(request(1, 10_000)).await;
+        end.send(request(2, 10_000)).await;
+        let refused = end.next().await;
+        assert!(matches!(&refused, Some(Event::Error { id: 2, failure: Failure::Overloaded { .. } })), "{refused:?}");
+        assert_eq!(rig.inside(), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -11,7 +11,7 @@ use libp2p::PeerId;
 use skep_rpc::{Body, Call, RpcError, Step, TensorBody};
 use skep_wire::{
     DType, Framing, Method,
-    chunk::{Assembler, split_for_streaming},
+    chunk::{self, Assembler, split_for_streaming},
     frame::{
         FrameError,
         stream::{self, Frame},
@@ -24,7 +24,10 @@ use skep_wire::{
     },
 };
 
-use crate::io::{ReadError, read_body, read_stream_header, read_unary, write_segments};
+use crate::{
+    budget::{Budget, Held, NoRoom},
+    io::{ReadError, read_body, read_stream_header, read_unary_length, write_segments},
+};
 
 /// A request as bytes.
 pub(super) enum Request {
@@ -84,6 +87,34 @@ pub(super) enum Failure {
     Frame(FrameError),
     Malformed(String),
     Broken(String),
+    NoRoom { size: usize, why: NoRoom },
+}
+
+/// Bytes of an answer under way, counted in the budget of all.
+struct Holding<'a> {
+    budget: &'a Budget,
+    held: Held,
+}
+
+impl<'a> Holding<'a> {
+    fn begin(budget: &'a Budget) -> Result<Self, Failure> {
+        Ok(Self { budget, held: hold(budget, 0)? })
+    }
+
+    fn add(&mut self, bytes: usize) -> Result<(), Failure> {
+        self.held.merge(hold(self.budget, bytes)?);
+        Ok(())
+    }
+}
+
+fn hold(budget: &Budget, bytes: usize) -> Result<Held, Failure> {
+    budget.hold(bytes).map_err(|why| Failure::NoRoom { size: bytes, why })
+}
+
+impl From<FrameError> for Failure {
+    fn from(error: FrameError) -> Self {
+        Failure::Frame(error)
+    }
 }
 
 impl From<ReadError> for Failure {
@@ -109,16 +140,17 @@ impl Failure {
             Failure::Frame(error) => RpcError::Malformed { peer, reason: error.to_string() },
             Failure::Malformed(reason) => RpcError::Malformed { peer, reason },
             Failure::Broken(reason) => RpcError::Unreachable { peer, step: Step::Exchange, reason },
+            Failure::NoRoom { size, why } => why.for_answer(size),
         }
     }
 }
 
 /// Writes the request while it reads the answer, for a server may refuse before it has read everything.
-pub(super) async fn converse(
+pub(super) async fn converse<T>(
     mut writer: impl AsyncWrite + Unpin,
     segments: &[Bytes],
-    answer: impl Future<Output = Result<Body, Failure>>,
-) -> Result<Body, Failure> {
+    answer: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
     let mut answer = pin!(answer);
     let written = {
         let mut write = pin!(write_segments(&mut writer, segments));
@@ -143,37 +175,50 @@ pub(super) async fn read_unary_answer(
     mut reader: impl AsyncRead + Unpin,
     method: Method,
     call_id: unary::CallId,
-) -> Result<Body, Failure> {
-    let frame = read_unary(&mut reader).await?;
+    budget: &Budget,
+) -> Result<(Body, Held), Failure> {
+    let length = read_unary_length(&mut reader).await?;
+    let mut holding = Holding::begin(budget)?;
+    holding.add(length)?;
+    let frame = unary::Frame::decode(read_body(&mut reader, length).await?)?;
     if frame.call_id != call_id {
         return Err(Failure::Malformed("the answer belongs to another call".to_owned()));
     }
-    match frame.message {
+    let body = match frame.message {
         UnaryMessage::Response(data) if method.carries_tensors() => {
             let response =
                 proto::decode::<ExpertResponse>(data).map_err(|error| Failure::Malformed(error.to_string()))?;
-            Ok(Body::Tensors(TensorBody { uid: String::new(), tensors: response.tensors }))
+            holding.add(chunk::overhead(&response.tensors))?;
+            Body::Tensors(TensorBody { uid: String::new(), tensors: response.tensors })
         }
-        UnaryMessage::Response(data) => Ok(Body::Message(data)),
-        UnaryMessage::Error(text) => Err(Failure::Remote(text)),
-        UnaryMessage::Request { .. } => Err(Failure::Malformed("the answer is a request".to_owned())),
-    }
+        UnaryMessage::Response(data) => Body::Message(data),
+        UnaryMessage::Error(text) => return Err(Failure::Remote(text)),
+        UnaryMessage::Request { .. } => return Err(Failure::Malformed("the answer is a request".to_owned())),
+    };
+    Ok((body, holding.held))
 }
 
 /// Reads message frames until the peer closes the stream; the end of the stream ends the answer.
-pub(super) async fn read_stream_answer(mut reader: impl AsyncRead + Unpin, max_bytes: usize) -> Result<Body, Failure> {
+pub(super) async fn read_stream_answer(
+    mut reader: impl AsyncRead + Unpin,
+    max_bytes: usize,
+    budget: &Budget,
+) -> Result<(Body, Held), Failure> {
     let mut pieces = Assembler::new(max_bytes);
+    let mut holding = Holding::begin(budget)?;
     let mut any = false;
     loop {
         let header = match read_stream_header(&mut reader).await {
             Err(ReadError::Ended) if any => break,
             header => header?,
         };
-        match Frame::decode(header.kind, read_body(&mut reader, header.len).await?).map_err(Failure::Frame)? {
+        holding.add(header.len)?;
+        match Frame::decode(header.kind, read_body(&mut reader, header.len).await?)? {
             Frame::Message(message) => {
                 any = true;
                 let response =
                     proto::decode::<ExpertResponse>(message).map_err(|error| Failure::Malformed(error.to_string()))?;
+                holding.add(chunk::overhead(&response.tensors))?;
                 for piece in response.tensors {
                     pieces.push(piece, header.len).map_err(|error| Failure::Malformed(error.to_string()))?;
                 }
@@ -182,7 +227,8 @@ pub(super) async fn read_stream_answer(mut reader: impl AsyncRead + Unpin, max_b
             Frame::End => return Err(Failure::Remote(String::new())),
         }
     }
-    Ok(Body::Tensors(TensorBody { uid: String::new(), tensors: pieces.finish() }))
+    let body = Body::Tensors(TensorBody { uid: String::new(), tensors: pieces.finish() });
+    Ok((body, holding.held))
 }
 
 #[cfg(test)]
@@ -195,12 +241,13 @@ mod tests {
 
     fn unary_answer(method: Method, frame: &[Bytes]) -> Result<Body, Failure> {
         let bytes = frame.concat();
-        block_on(read_unary_answer(&bytes[..], method, ID))
+        let answer = block_on(read_unary_answer(&bytes[..], method, ID, &Budget::new(1 << 20)));
+        answer.map(|(body, _held)| body)
     }
 
     fn stream_answer(frames: &[Vec<Bytes>]) -> Result<Body, Failure> {
         let bytes: Vec<u8> = frames.iter().flatten().flat_map(|segment| segment.to_vec()).collect();
-        block_on(read_stream_answer(&bytes[..], 1000))
+        block_on(read_stream_answer(&bytes[..], 1000, &Budget::new(1 << 20))).map(|(body, _held)| body)
     }
 
     fn piece(dtype: &str, bytes: usize) -> Vec<Bytes> {
@@ -254,6 +301,29 @@ mod tests {
         assert_eq!(body.tensors.iter().map(|tensor| tensor.buffer.len()).collect::<Vec<_>>(), [80, 8]);
         assert!(matches!(stream_answer(&[piece("float32", 1001)]), Err(Failure::Malformed(_))));
         assert!(matches!(stream_answer(&[piece("", 4)]), Err(Failure::Malformed(_))));
+    }
+
+    #[test]
+    fn an_answer_that_finds_no_memory_is_not_read() {
+        let frame = unary::encode_response(&ID, vec![Bytes::from(vec![7; 900])]).unwrap().concat();
+        let budget = Budget::new(1000);
+        let read = |budget: &Budget| block_on(read_unary_answer(&frame[..], Method::Ping, ID, budget)).map(drop);
+        let others = budget.hold(500).unwrap();
+        let refused = read(&budget).map_err(|failure| failure.of(PeerId::random()));
+        assert!(matches!(refused, Err(RpcError::NoRoom { limit: 1000, .. })), "{refused:?}");
+        drop(others);
+        assert!(read(&budget).is_ok());
+        let refused = read(&Budget::new(800)).map_err(|failure| failure.of(PeerId::random()));
+        assert!(matches!(refused, Err(RpcError::TooLarge { limit: 800, .. })), "{refused:?}");
+
+        let pieces = [piece("float32", 400), piece("", 400)].concat().concat();
+        let read = |budget: &Budget| block_on(read_stream_answer(&pieces[..], 10_000, budget)).map(drop);
+        let enough = Budget::new(2000);
+        assert!(read(&enough).is_ok());
+        let others = enough.hold(1000).unwrap();
+        assert!(matches!(read(&enough), Err(Failure::NoRoom { why: NoRoom::Now { limit: 2000 }, .. })));
+        drop(others);
+        assert_eq!(enough.free(), 2000);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{MAX_HEADER, MAX_TEXT};
-use crate::{Method, frame::FrameError, proto::runtime::Tensor};
+use crate::{Method, chunk::tensor_overhead, frame::FrameError, proto::runtime::Tensor};
 
 /// What a frame is. The order of the variants and of their fields is the wire's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -216,6 +216,18 @@ impl BodyHead {
         match self {
             BodyHead::Message { bytes } => *bytes,
             BodyHead::Tensors { tensors, .. } => tensors.iter().fold(0, |sum, tensor| sum.saturating_add(tensor.bytes)),
+        }
+    }
+
+    /// Memory that this takes beside the body while the body arrives and is served, in bytes, at the most: a header of
+    /// [`MAX_HEADER`] bytes may name tens of thousands of tensors.
+    pub fn overhead(&self) -> usize {
+        match self {
+            BodyHead::Message { .. } => 0,
+            BodyHead::Tensors { uid, tensors } => {
+                let one = |tensor: &TensorHead| tensor_overhead(&tensor.dtype, &tensor.size);
+                tensors.iter().fold(uid.len(), |sum, tensor| sum.saturating_add(one(tensor)))
+            }
         }
     }
 
