@@ -7,6 +7,7 @@
 
 mod alarm;
 mod caller;
+mod calls;
 mod convert;
 mod lane;
 mod linger;

@@ -1,7 +1,7 @@
 //! Our calls on one connection: opens the link, sends, matches answers, keeps deadlines.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::VecDeque,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -9,7 +9,7 @@ use std::{
 use futures::{AsyncRead, AsyncWrite};
 use libp2p::PeerId;
 use skep_kernel::{Deadline, Moment, SharedClock};
-use skep_rpc::{Answer, RpcError, Step};
+use skep_rpc::{Answer, Body, RpcError, Step};
 use skep_wire::{
     Method,
     frame::native::{self, AnswerHead, BodyHead, Event, Failure, Header, MAX_SMALL_BODY, RequestHead, micros},
@@ -19,7 +19,7 @@ use tracing::debug;
 
 use super::{
     Broken, Context as Node, Ended, Link, Native,
-    alarm::Alarm,
+    calls::Calls,
     convert,
     lane::Lane,
     link::{NewCall, Slot},
@@ -86,11 +86,9 @@ pub(crate) struct Caller<S: AsyncRead + AsyncWrite + Unpin> {
     /// Streams to be asked for.
     wanted: VecDeque<native::Lane>,
     reopens: u32,
-    open: BTreeMap<u64, Open>,
+    open: Calls<Open>,
     /// Calls that wait for one sent before to end, in order.
     waiting: VecDeque<u64>,
-    deadlines: BTreeSet<(Moment, u64)>,
-    alarm: Alarm,
     started: VecDeque<NewCall>,
     left: Vec<u64>,
 }
@@ -101,16 +99,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
         let clock = node.server.clock.clone();
         Self {
             node,
-            alarm: Alarm::new(clock.clone()),
+            open: Calls::new(clock.clone()),
             clock,
             peer,
             state,
             lanes: Lanes::None,
             wanted: VecDeque::new(),
             reopens: 0,
-            open: BTreeMap::new(),
             waiting: VecDeque::new(),
-            deadlines: BTreeSet::new(),
             started: VecDeque::new(),
             left: Vec::new(),
         }
@@ -201,12 +197,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
         }
         loop {
             self.exchange(cx)?;
-            match self.alarm.poll(cx, self.deadlines.first().map(|(at, _)| *at)) {
+            let patience_ends = self.patience_ends();
+            match self.open.poll(cx, patience_ends) {
                 // What that has to say must be written.
                 Some(now) => self.expire(now)?,
                 None => return Ok(()),
             }
         }
+    }
+
+    /// When a peer that takes nothing of what is sent to it is given up.
+    fn patience_ends(&self) -> Option<Moment> {
+        let Lanes::Open { lanes, .. } = &self.lanes else { return None };
+        lanes.iter().filter_map(|lane| lane.patience_ends(self.node.server.timeouts.write_answer)).min()
     }
 
     /// Writes and reads until neither is possible.
@@ -233,8 +236,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
         let head = RequestHead { id, method, wait_us: 0, request_id: request_id.0, trace, body, bytes: 0 };
         let lane = usize::from(head.body.len() > MAX_SMALL_BODY as u64);
         let unsent = Some(NewRequest { head, segments });
-        self.deadlines.insert((deadline.moment(), id));
-        self.open.insert(id, Open { method, since, deadline, reply, unsent, lane, answer: None, _slot: slot });
+        self.open.insert(
+            id,
+            deadline.moment(),
+            Open { method, since, deadline, reply, unsent, lane, answer: None, _slot: slot },
+        );
         self.waiting.push_back(id);
     }
 
@@ -242,7 +248,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
         while self.open.len() - self.waiting.len() < MAX_SENT
             && let Some(id) = self.waiting.pop_front()
         {
-            let call = self.open.get_mut(&id).expect("who waits is open");
+            let call = self.open.get_mut(id).expect("who waits is open");
             let NewRequest { mut head, segments } = call.unsent.take().expect("who waits was not sent");
             head.wait_us = micros(call.deadline.remaining(self.clock.now()));
             let queued = lane(&mut self.lanes, call.lane)?.writer.body(id, Header::Request(head), segments, ());
@@ -277,7 +283,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
     /// An answer begins: it gets the memory that its body will take, or is refused.
     fn on_answer(&mut self, index: usize, head: AnswerHead) -> Result<(), Broken> {
         let id = head.id;
-        let Some(call) = self.open.get_mut(&id) else {
+        let Some(call) = self.open.get_mut(id) else {
             // Its caller left, or it ended otherwise.
             lane(&mut self.lanes, index)?.reader.refuse(id);
             return Ok(());
@@ -300,8 +306,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
     }
 
     /// What a failure is to the caller. Both sides keep the deadline; whichever is first, it is the same end.
-    fn failed(&self, id: u64, failure: Failure) -> RpcError {
-        match (failure, self.open.get(&id)) {
+    fn failed(&mut self, id: u64, failure: Failure) -> RpcError {
+        match (failure, self.open.get_mut(id)) {
             (Failure::Deadline, Some(call)) => {
                 let waited = self.clock.now().since(call.since);
                 RpcError::Deadline { peer: self.peer, step: Step::Exchange, waited }
@@ -311,16 +317,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
     }
 
     fn on_body(&mut self, id: u64, bytes: bytes::Bytes) -> Result<(), Broken> {
-        let Some(call) = self.open.get_mut(&id) else { return Ok(()) };
+        let Some(call) = self.open.get_mut(id) else { return Ok(()) };
         let Some((head, held)) = call.answer.take() else {
             return Err(Broken::Unexpected("an answer without a beginning"));
         };
-        if head.body.len() != bytes.len() as u64 {
-            return Err(Broken::Unexpected("the body of another answer"));
-        }
-        let is_tensors = matches!(head.body, BodyHead::Tensors { .. });
+        let body = convert::join(head.body, bytes)?;
+        let is_tensors = matches!(body, Body::Tensors(_));
         let answer = match is_tensors == call.method.carries_tensors() {
-            true => Ok((Answer { body: convert::join(head.body, bytes), load: head.load.map(convert::load_in) }, held)),
+            true => Ok((Answer { body, load: head.load.map(convert::load_in) }, held)),
             false => {
                 let reason = format!("the answer has not the form of an answer to {}", call.method);
                 Err(RpcError::Malformed { peer: self.peer, reason })
@@ -331,9 +335,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
     }
 
     fn expire(&mut self, now: Moment) -> Result<(), Broken> {
-        while let Some((at, id)) = self.deadlines.first().copied()
-            && at <= now
-        {
+        if self.patience_ends().is_some_and(|end| end <= now) {
+            return Err(Broken::Stuck);
+        }
+        while let Some(id) = self.open.due(now) {
             let Some(call) = self.forget(id) else { continue };
             let waited = call.deadline.moment().since(call.since);
             self.cancel(id, &call)?;
@@ -349,8 +354,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
     }
 
     fn forget(&mut self, id: u64) -> Option<Open> {
-        let call = self.open.remove(&id)?;
-        self.deadlines.remove(&(call.deadline.moment(), id));
+        let call = self.open.remove(id)?;
         if call.unsent.is_some() {
             self.waiting.retain(|waiting| *waiting != id);
         }
@@ -396,8 +400,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
             link.end(broken);
         }
         self.waiting.clear();
-        self.deadlines.clear();
-        for call in std::mem::take(&mut self.open).into_values() {
+        for call in self.open.take_all() {
             let step = if call.unsent.is_some() { Step::OpenStream } else { Step::Exchange };
             call.answer_with(Err(convert::lost(broken, self.peer, step)));
         }

@@ -20,9 +20,13 @@ pub(super) fn split(body: Body) -> (BodyHead, Vec<Bytes>) {
     }
 }
 
-/// Puts a body together; tensors are views over `bytes`, which is as long as the head says.
-pub(super) fn join(head: BodyHead, mut bytes: Bytes) -> Body {
-    match head {
+/// Puts a body together; tensors are views over `bytes`. Fails when it has not the length that its head says: a peer may
+/// begin one number on both lanes.
+pub(super) fn join(head: BodyHead, mut bytes: Bytes) -> Result<Body, Broken> {
+    if head.len() != bytes.len() as u64 {
+        return Err(Broken::Unexpected("the body of another call"));
+    }
+    Ok(match head {
         BodyHead::Message { .. } => Body::Message(bytes),
         BodyHead::Tensors { uid, tensors } => {
             let cut = |head: skep_wire::frame::native::TensorHead| {
@@ -30,7 +34,7 @@ pub(super) fn join(head: BodyHead, mut bytes: Bytes) -> Body {
             };
             Body::Tensors(TensorBody { uid, tensors: tensors.into_iter().map(cut).collect() })
         }
-    }
+    })
 }
 
 pub(super) fn trace_out(trace: TraceContext) -> Trace {

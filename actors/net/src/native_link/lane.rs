@@ -3,6 +3,7 @@
 use std::{
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures::{AsyncRead, AsyncWrite};
@@ -17,7 +18,7 @@ pub(super) struct Lane<S, G> {
     pub(super) reader: Reader,
     pub(super) writer: Writer<G>,
     /// Since when nothing could be written that should be.
-    pub(super) stuck_since: Option<Moment>,
+    stuck_since: Option<Moment>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin, G> Lane<S, G> {
@@ -56,6 +57,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin, G> Lane<S, G> {
             self.stuck_since = Some(clock.now());
         }
         Ok(any)
+    }
+
+    /// When a peer that takes nothing is given up.
+    pub(super) fn patience_ends(&self, patience: Duration) -> Option<Moment> {
+        self.stuck_since.map(|since| since + patience)
     }
 
     /// The next event that has arrived.

@@ -4,7 +4,6 @@
 //! and its body is read and forgotten. A caller who cancels, leaves, or whose deadline passes takes the work along.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
     task::Context,
     time::Duration,
@@ -22,7 +21,7 @@ use skep_wire::frame::{
 use tokio::task::AbortHandle;
 use tracing::debug;
 
-use super::{Broken, Context as Node, alarm::Alarm, convert, lane::Lane};
+use super::{Broken, Context as Node, calls::Calls, convert, lane::Lane};
 use crate::{
     budget::Held,
     inbound::{Visit, over_limit, serve_contained},
@@ -34,10 +33,8 @@ const MAX_CONTROLS: usize = 1024;
 /// The longest time for which a caller may have a call served.
 const MAX_WAIT: Duration = Duration::from_secs(3600);
 
-/// A call of the peer that is not answered.
+/// A call of the peer that is not answered. It ends when the request is not complete in time, or the answer not there.
 struct Served {
-    /// When the request must be complete, or the answer be there.
-    deadline: Moment,
     visit: Visit,
     stage: Stage,
 }
@@ -70,9 +67,7 @@ pub(crate) struct Servant<S: AsyncRead + AsyncWrite + Unpin> {
     peer: PeerId,
     /// At most two.
     inlets: Vec<Inlet<S>>,
-    calls: BTreeMap<u64, Served>,
-    deadlines: BTreeSet<(Moment, u64)>,
-    alarm: Alarm,
+    calls: Calls<Served>,
     done: Arc<Done>,
     answers: Vec<(u64, Result<Answer, ServeError>)>,
     is_vouched: bool,
@@ -83,12 +78,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
         let clock = node.server.clock.clone();
         Self {
             node,
-            alarm: Alarm::new(clock.clone()),
+            calls: Calls::new(clock.clone()),
             clock,
             peer,
             inlets: Vec::new(),
-            calls: BTreeMap::new(),
-            deadlines: BTreeSet::new(),
             done: Arc::default(),
             answers: Vec::new(),
             is_vouched: false,
@@ -127,7 +120,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
         }
         loop {
             self.exchange(cx)?;
-            match self.alarm.poll(cx, self.next_alarm()) {
+            let patience_ends = self.patience_ends();
+            match self.calls.poll(cx, patience_ends) {
                 // What that has to say must be written.
                 Some(now) => self.expire(now)?,
                 None => return Ok(()),
@@ -154,22 +148,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
         }
     }
 
-    /// The earliest deadline, or when a stream that takes nothing is given up.
-    fn next_alarm(&self) -> Option<Moment> {
+    /// When a peer that takes nothing of what is sent to it is given up.
+    fn patience_ends(&self) -> Option<Moment> {
         let patience = self.node.server.timeouts.write_answer;
-        let stuck = self.inlets.iter().filter_map(|inlet| inlet.lane.stuck_since).map(|since| since + patience);
-        stuck.chain(self.deadlines.first().map(|(at, _)| *at)).min()
+        self.inlets.iter().filter_map(|inlet| inlet.lane.patience_ends(patience)).min()
     }
 
     fn expire(&mut self, now: Moment) -> Result<(), Broken> {
-        let patience = self.node.server.timeouts.write_answer;
-        let is_stuck = |inlet: &Inlet<S>| inlet.lane.stuck_since.is_some_and(|since| now >= since + patience);
-        if self.inlets.iter().any(is_stuck) {
+        if self.patience_ends().is_some_and(|end| end <= now) {
             return Err(Broken::Stuck);
         }
-        while let Some((at, id)) = self.deadlines.first().copied()
-            && at <= now
-        {
+        while let Some(id) = self.calls.due(now) {
             self.drop_body(id);
             self.answer(id, Err(ServeError::Deadline))?;
         }
@@ -208,17 +197,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
     /// Lets a call in, or refuses it.
     fn enter(&mut self, index: usize, head: RequestHead) -> Result<(), Broken> {
         let id = head.id;
-        if self.calls.contains_key(&id) {
+        if self.calls.contains(id) {
             return Err(FrameError::Duplicate(id).into());
         }
         match self.admit(&head) {
             Ok((visit, bytes)) => {
                 let since = self.clock.now();
                 let wait = Duration::from_micros(head.wait_us).min(self.node.server.timeouts.read_request);
-                let deadline = since + wait;
-                self.deadlines.insert((deadline, id));
                 let stage = Stage::Arriving { head, since, bytes };
-                self.calls.insert(id, Served { deadline, visit, stage });
+                self.calls.insert(id, since + wait, Served { visit, stage });
                 Ok(())
             }
             Err(refusal) => {
@@ -245,18 +232,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
 
     /// A request is complete: a task of its own serves it.
     fn serve(&mut self, id: u64, bytes: Bytes) -> Result<(), Broken> {
-        let Some(Served { deadline: until_complete, visit, stage }) = self.calls.remove(&id) else { return Ok(()) };
-        self.deadlines.remove(&(until_complete, id));
-        // A peer may begin one number on both lanes.
-        let Stage::Arriving { head, since, bytes: held } = stage else {
-            return Err(Broken::Unexpected("a second body"));
+        let Some(Served { visit, stage }) = self.calls.remove(id) else { return Ok(()) };
+        let (head, since, held) = match stage {
+            Stage::Arriving { head, since, bytes } => (head, since, bytes),
+            // A peer may begin one number on both lanes.
+            Stage::Running(task) => {
+                task.abort();
+                return Err(Broken::Unexpected("a second body"));
+            }
         };
-        if head.body.len() != bytes.len() as u64 {
-            return Err(Broken::Unexpected("the body of another call"));
-        }
+        let body = convert::join(head.body, bytes)?;
         let deadline = since + Duration::from_micros(head.wait_us).min(MAX_WAIT);
-        self.deadlines.insert((deadline, id));
-
         let server = self.node.server.clone();
         if !std::mem::replace(&mut self.is_vouched, true) {
             server.book.with(|book| book.vouch(self.peer));
@@ -269,7 +255,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
             request_id: RequestId(head.request_id),
             trace: head.trace.map(convert::trace_in),
         };
-        let body = convert::join(head.body, bytes);
         let inbound = Inbound { peer, method, body, meta, knows_overload: true };
         let done = self.done.clone();
         let task = tokio::spawn(async move {
@@ -278,7 +263,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
             done.answers.lock().expect(UNPOISONED).push((id, outcome));
             done.waker.wake();
         });
-        self.calls.insert(id, Served { deadline, visit, stage: Stage::Running(task.abort_handle()) });
+        self.calls.insert(id, deadline, Served { visit, stage: Stage::Running(task.abort_handle()) });
         Ok(())
     }
 
@@ -316,8 +301,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
 
     /// Forgets a call and stops its task.
     fn forget(&mut self, id: u64) -> Option<Visit> {
-        let call = self.calls.remove(&id)?;
-        self.deadlines.remove(&(call.deadline, id));
+        let call = self.calls.remove(id)?;
         if let Stage::Running(task) = call.stage {
             task.abort();
         }
@@ -327,8 +311,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
     /// The peer left, or broke the rules: its work is dropped.
     fn end(&mut self) {
         self.inlets.clear();
-        self.deadlines.clear();
-        for call in std::mem::take(&mut self.calls).into_values() {
+        for call in self.calls.take_all() {
             Counters::add(&self.node.server.counters.calls_in_left);
             if let Stage::Running(task) = call.stage {
                 task.abort();

@@ -293,6 +293,38 @@ mod calling {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_no_requests_is_given_up_long_before_their_deadlines() {
+        let config = NetConfig::default();
+        let patience = config.timeouts.write_answer;
+        let mut rig = Rig::with(config);
+        let (link, ends) = rig.link().await;
+        let hour = Duration::from_secs(3600);
+        let (call, begin) = (rig.call(&link, 200 << 10, hour), rig.clock.now());
+        let lost = call.await;
+        assert!(matches!(lost, Err(RpcError::Unreachable { step: Step::Exchange, .. })), "{lost:?}");
+        let passed = rig.clock.now() - begin;
+        assert!(passed >= patience && passed < patience + Duration::from_secs(1), "{passed:?}");
+        drop(ends);
+        // What takes its bytes again is asked again, on streams of its own.
+        let (link, [mut calls, _bulk]) = rig.link().await;
+        let call = rig.call(&link, 10, hour);
+        calls.next().await.unwrap();
+        calls.send_body(0, answer(0, 1), Bytes::from_static(b"x")).await;
+        call.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_its_requests_and_thinks_long_is_not_given_up() {
+        let mut rig = Rig::new();
+        let (link, [mut calls, _bulk]) = rig.link().await;
+        let call = rig.call(&link, 10, Duration::from_secs(3600));
+        while !matches!(calls.next().await.unwrap(), Event::Body { .. }) {}
+        rig.clock.sleep_until(rig.clock.now() + Duration::from_secs(3000)).await;
+        calls.send_body(0, answer(0, 1), Bytes::from_static(b"x")).await;
+        call.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_lost_link_fails_what_was_sent_as_unreachable_and_says_what_was_not() {
         let mut rig = Rig::new();
         let (link, [mut calls, bulk]) = rig.link().await;
