@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use futures::AsyncWriteExt as _;
 use libp2p::{PeerId, Stream};
-use skep_kernel::{Deadline, SharedClock, panics::contain_future, time::before};
+use skep_kernel::{Deadline, SharedClock, time::before};
 use skep_rpc::{Answer, Body, Inbound, Meta, RequestId, Router, ServeError, Service as _, TensorBody};
 use skep_wire::{
     Framing, Method,
@@ -27,7 +27,7 @@ use skep_wire::{
     proto::{self, gather_response, runtime::ExpertRequest},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::{
     budget::{Budget, Held, NoRoom},
@@ -281,7 +281,7 @@ impl Server {
         let deadline = Deadline::after(self.clock.now(), self.timeouts.legacy_deadline);
         let meta = Meta { deadline, request_id: RequestId(rand::random()), trace: None };
         let inbound = Inbound { peer, method, body, meta, knows_overload: false };
-        let work = before(&*self.clock, deadline, serve_contained(&self.router, inbound));
+        let work = before(&*self.clock, deadline, self.router.serve(inbound));
         tokio::select! {
             biased;
             () = io::caller_left(stream) => {
@@ -399,13 +399,4 @@ fn stream_frames(body: Body) -> Result<Vec<Bytes>, FrameError> {
 fn too_large(method: Method, error: FrameError) -> ServeError {
     let hint = method.stream_name().map(|name| format!("; call {name} instead")).unwrap_or_default();
     ServeError::Invalid(format!("the answer is too large for a unary call: {error}{hint}"))
-}
-
-/// Serves a call on either wire. A panic costs its own caller an answer and nobody else anything.
-pub(crate) async fn serve_contained(router: &Router, inbound: Inbound) -> Result<Answer, ServeError> {
-    let (peer, method) = (inbound.peer, inbound.method);
-    contain_future(async { router.serve(inbound).await }).await.unwrap_or_else(|panic| {
-        warn!(%peer, %method, panic, "a service panicked");
-        Err(ServeError::Internal(format!("{method} failed: its service panicked")))
-    })
 }

@@ -10,13 +10,12 @@ use std::{
 use futures::AsyncReadExt as _;
 use libp2p::PeerId;
 use skep_kernel::{Deadline, time::before};
-use skep_rpc::{Answer, Call, Inbound, RpcError, Step};
+use skep_rpc::{Answer, Call, Inbound, RpcError, Service as _, Step};
 use skep_wire::{Framing, Method};
 
 use self::hivemind::{Request, converse, read_stream_answer, read_unary_answer};
 use crate::{
     budget::Held,
-    inbound::serve_contained,
     native_link::{Link, Native},
     net::Shared,
     status::Counters,
@@ -143,7 +142,7 @@ async fn exchange(shared: &Shared, call: Call, progress: &Progress) -> Result<Re
 async fn serve_ourselves(shared: &Shared, call: Call) -> Result<Answer, RpcError> {
     let Call { peer, method, body, meta } = call;
     let inbound = Inbound { peer, method, body, meta, knows_overload: true };
-    serve_contained(&shared.router, inbound).await.map_err(|error| error.into_rpc(peer))
+    shared.router.serve(inbound).await.map_err(|error| error.into_rpc(peer))
 }
 
 /// The link to a peer, connecting first if need be. A fresh connection tells by identify whether the peer offers the

@@ -62,12 +62,13 @@ impl Service for Router {
     fn serve(&self, inbound: Inbound) -> BoxFuture<'static, Result<Answer, ServeError>> {
         let route = self.routes.read().expect("no panic while the routes are held").get(&inbound.method).cloned();
         match route {
-            // A panic must cost its own caller an answer and nobody else anything.
+            // A panic must cost its own caller an answer and nobody else anything. This is the one place that sees to it:
+            // transports and callers of this process come through here.
             Some(service) => Box::pin(async move {
-                let method = inbound.method;
+                let (peer, method) = (inbound.peer, inbound.method);
                 let served = contain_future(async { service.serve(inbound).await }).await;
                 served.unwrap_or_else(|panic| {
-                    error!(%method, panic, "a service panicked");
+                    error!(%peer, %method, panic, "a service panicked");
                     Err(ServeError::Internal(format!("{method} failed: its service panicked: {panic}")))
                 })
             }),

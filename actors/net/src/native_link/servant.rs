@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures::{AsyncRead, AsyncWrite, task::AtomicWaker};
 use libp2p::PeerId;
 use skep_kernel::{Deadline, Moment, SharedClock};
-use skep_rpc::{Answer, Inbound, Meta, RequestId, ServeError};
+use skep_rpc::{Answer, Inbound, Meta, RequestId, ServeError, Service as _};
 use skep_wire::frame::{
     FrameError,
     native::{AnswerHead, Event, Header, Lane as Which, MAX_SMALL_BODY, RequestHead},
@@ -24,7 +24,7 @@ use tracing::debug;
 use super::{Broken, Context as Node, calls::Calls, convert, lane::Lane};
 use crate::{
     budget::Held,
-    inbound::{Visit, over_limit, serve_contained},
+    inbound::{Visit, over_limit},
     status::Counters,
 };
 
@@ -258,7 +258,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
         let inbound = Inbound { peer, method, body, meta, knows_overload: true };
         let done = self.done.clone();
         let task = tokio::spawn(async move {
-            let outcome = serve_contained(&server.router, inbound).await;
+            let outcome = server.router.serve(inbound).await;
             drop(held);
             done.answers.lock().expect(UNPOISONED).push((id, outcome));
             done.waker.wake();
