@@ -276,7 +276,6 @@ impl Server {
             Ok(body) => body,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        self.book.with(|book| book.vouch(peer));
         Counters::add(&self.counters.calls_in);
         let deadline = Deadline::after(self.clock.now(), self.timeouts.legacy_deadline);
         let meta = Meta { deadline, request_id: RequestId(rand::random()), trace: None };
@@ -288,7 +287,13 @@ impl Server {
                 Counters::add(&self.counters.calls_in_left);
                 Err(Dropped::CallerLeft)
             }
-            done = work => Ok(done.unwrap_or(Err(ServeError::Deadline))),
+            done = work => {
+                let outcome = done.unwrap_or(Err(ServeError::Deadline));
+                if outcome.is_ok() {
+                    self.book.with(|book| book.vouch(peer));
+                }
+                Ok(outcome)
+            }
         }
     }
 

@@ -1,7 +1,13 @@
 //! The address book: where peers listen, and which of them speak our protocols. No I/O, no clock.
 //!
-//! Only peers of ours enter libp2p's Kademlia table: those given by name, those that answered a hivemind call of ours,
-//! and those that pinged us. So public IPFS nodes, which speak the same `/ipfs/kad/1.0.0`, never fill it.
+//! Only peers of ours enter libp2p's Kademlia table and take the connections kept for such: those given by name, those
+//! that answered a call of ours, and those that had one of theirs answered. Neither what a peer says of itself by identify
+//! nor a call that a service refuses is enough. So public IPFS nodes, which speak the same `/ipfs/kad/1.0.0`, never fill
+//! either.
+//!
+//! That keeps away who does not speak our protocols, and nobody else: identities cost nothing, and whoever wants to can
+//! make a call that is answered, as every client must. What such peers may take is bounded by the number of connections
+//! in all and with one peer ([`crate::gate`]), of calls served at once, and by the list of allowed peers, if there is one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -108,7 +114,7 @@ impl AddressBook {
         known.addresses = merged(usable(peer, addresses), older);
     }
 
-    /// The peer spoke one of our protocols. Cheap when that is known.
+    /// The peer answered a call of ours, or had one of its own answered. Cheap when that is known.
     pub(crate) fn vouch(&mut self, peer: PeerId) {
         let known = self.known(peer);
         if !known.ours {

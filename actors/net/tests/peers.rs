@@ -8,7 +8,7 @@ use common::*;
 use futures::future::join_all;
 use libp2p_identity::PeerId;
 use skep_net::{NetConfig, NetError, NetLimits, parse_peer_address};
-use skep_rpc::{Router, RpcError, Step, Transport};
+use skep_rpc::{Body, Router, RpcError, ServeError, Service, Step, Transport};
 use skep_wire::Method;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -164,6 +164,54 @@ async fn strangers_never_take_the_slots_of_peers_of_ours() {
     let connects = strangers.iter().map(|s| s.net.connect(&address, s.within(SOON)));
     join_all(connects).await;
     eventually("only three strangers stay", || server.net.status().connections <= 4 + 3).await;
+    assert!(friends.iter().all(|friend| friend.net.status().connections == 1));
+    let late = Node::client();
+    late.knows(&server);
+    late.ping(server.peer()).await.unwrap();
+}
+
+/// Answers everything but junk.
+fn choosy() -> impl Service {
+    function(|inbound| match inbound.body {
+        Body::Message(bytes) if bytes == "junk" => Err(ServeError::Invalid("junk".to_owned())),
+        body => Ok(body),
+    })
+}
+
+#[tokio::test]
+async fn calls_that_are_refused_make_nobody_a_peer_of_ours_on_either_wire() {
+    for native in [false, true] {
+        let server = Node::start_native(NetConfig { native, ..NetConfig::default() }, router(choosy()));
+        let client = Node::start_native(NetConfig { native, ..NetConfig::default() }, router(Echo));
+        client.knows(&server);
+        for method in [Method::Find, Method::Info] {
+            let refused = client.call(server.peer(), method, message(b"junk")).await;
+            assert!(matches!(refused, Err(RpcError::Remote { .. })), "{refused:?}");
+        }
+        assert_eq!(server.net.status().peers_ours, 0, "native: {native}");
+        client.call(server.peer(), Method::Info, message(b"no junk")).await.unwrap();
+        assert_eq!(server.net.status().peers_ours, 1, "native: {native}");
+    }
+}
+
+#[tokio::test]
+async fn strangers_whose_calls_are_refused_never_take_the_slots_of_peers_of_ours() {
+    let limits = NetLimits { max_connections: 8, reserved_connections: 5, ..NetLimits::default() };
+    let server = Node::start(NetConfig { limits, ..NetConfig::default() }, router(choosy()));
+    let friends: Vec<_> = (0..4).map(|_| Node::client()).collect();
+    for friend in &friends {
+        friend.knows(&server);
+        friend.ping(server.peer()).await.unwrap();
+    }
+    let strangers: Vec<_> = (0..12).map(|_| Node::client()).collect();
+    for stranger in &strangers {
+        stranger.knows(&server);
+        let refused = stranger.call(server.peer(), Method::Ping, message(b"junk")).await;
+        assert!(matches!(refused, Err(RpcError::Remote { .. })), "{refused:?}");
+        assert!(server.net.status().connections <= 8);
+    }
+    eventually("only three strangers stay", || server.net.status().connections <= 4 + 3).await;
+    assert_eq!(server.net.status().peers_ours, 4);
     assert!(friends.iter().all(|friend| friend.net.status().connections == 1));
     let late = Node::client();
     late.knows(&server);

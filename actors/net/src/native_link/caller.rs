@@ -137,7 +137,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
         {
             let link = Link::new(self.peer);
             self.lanes = Lanes::Open { link: link.clone(), lanes: [calls, bulk] };
-            self.node.server.book.with(|book| book.vouch(self.peer));
             self.tell(Native::Ready(link));
         }
     }

@@ -244,9 +244,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
         let body = convert::join(head.body, bytes)?;
         let deadline = since + Duration::from_micros(head.wait_us).min(MAX_WAIT);
         let server = self.node.server.clone();
-        if !std::mem::replace(&mut self.is_vouched, true) {
-            server.book.with(|book| book.vouch(self.peer));
-        }
         Counters::add(&server.counters.calls_in);
         Counters::add(&server.counters.calls_in_native);
         let (peer, method) = (self.peer, head.method);
@@ -270,6 +267,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
     /// Queues an answer. Its visit ends when its last byte was written.
     fn answer(&mut self, id: u64, outcome: Result<Answer, ServeError>) -> Result<(), Broken> {
         let Some(visit) = self.forget(id) else { return Ok(()) };
+        if outcome.is_ok() && !std::mem::replace(&mut self.is_vouched, true) {
+            self.node.server.book.with(|book| book.vouch(self.peer));
+        }
         let refusal = match outcome {
             Ok(Answer { body, load }) => {
                 let (body, segments) = convert::split(body);

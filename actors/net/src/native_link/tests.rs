@@ -124,6 +124,7 @@ mod calling {
     struct Rig {
         clock: SharedClock,
         peer: PeerId,
+        book: SharedBook,
         state: watch::Receiver<Native>,
         streams: mpsc::Receiver<(Which, Pipe)>,
     }
@@ -135,7 +136,7 @@ mod calling {
 
         fn with(config: NetConfig) -> Self {
             let node = node(&config, Router::new());
-            let (clock, peer) = (node.server.clock.clone(), PeerId::random());
+            let (clock, peer, book) = (node.server.clock.clone(), PeerId::random(), node.server.book.clone());
             #[allow(clippy::disallowed_methods, reason = "never simulated")]
             let (tell, state) = watch::channel(Native::Unknown);
             let (give, streams) = mpsc::channel(100);
@@ -149,7 +150,7 @@ mod calling {
                     give.send((which, theirs)).await.unwrap();
                 }
             });
-            Self { clock, peer, state, streams }
+            Self { clock, peer, book, state, streams }
         }
 
         /// The link, and the far ends of its streams behind their greetings.
@@ -196,6 +197,13 @@ mod calling {
         let Body::Tensors(body) = small.await.unwrap().body else { panic!("tensors") };
         assert_eq!(body.tensors[0].buffer, "abc");
         assert_eq!(large.await.unwrap().body.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn offering_the_wire_makes_nobody_a_peer_of_ours() {
+        let mut rig = Rig::new();
+        let _open = rig.link().await;
+        assert!(!rig.book.is_ours(rig.peer));
     }
 
     #[tokio::test(start_paused = true)]
