@@ -148,10 +148,7 @@ async fn an_answered_stream_lives_until_its_caller_closes_it() {
     assert_eq!(rest(&mut another.stream).await, b"");
     assert_eq!(server.net.status().streams_in_refused, 1);
     answered.stream.close().await.unwrap();
-    let mut answer = client.ping(server.peer()).await;
-    while answer.is_err() {
-        answer = client.ping(server.peer()).await;
-    }
+    client.ping_until_answered(server.peer()).await;
 }
 
 #[tokio::test]
@@ -191,10 +188,7 @@ async fn streams_over_the_limit_of_a_connection_are_reset_and_counted() {
     eventually("three are reset", || server.net.status().streams_in_refused == 3).await;
     silent.clear();
     // The server learns of the ends one by one.
-    let mut answer = client.ping(server.peer()).await;
-    while answer.is_err() {
-        answer = client.ping(server.peer()).await;
-    }
+    client.ping_until_answered(server.peer()).await;
 }
 
 #[tokio::test]

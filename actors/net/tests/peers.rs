@@ -21,14 +21,7 @@ async fn a_peer_known_only_by_its_id_is_found_through_others() {
     eventually("the hub knows both", || hub.net.status().peers_ours == 1).await;
     client.knows(&hub);
     // Identify may still be on its way to the hub; then the first question finds nobody.
-    let mut answer = client.ping(far.peer()).await;
-    for _ in 0..20 {
-        if answer.is_ok() {
-            break;
-        }
-        answer = client.ping(far.peer()).await;
-    }
-    answer.unwrap();
+    client.ping_until_answered(far.peer()).await;
     assert!(!client.net.is_banned(far.peer()));
 }
 
@@ -59,14 +52,7 @@ async fn a_peer_that_moved_is_found_at_its_new_address() {
     moved.ping(hub.peer()).await.unwrap();
     client.net.add_addresses(peer, old);
     client.knows(&hub);
-    let mut answer = client.ping(peer).await;
-    for _ in 0..20 {
-        if answer.is_ok() {
-            break;
-        }
-        answer = client.ping(peer).await;
-    }
-    answer.unwrap();
+    client.ping_until_answered(peer).await;
 }
 
 #[tokio::test]

@@ -83,6 +83,16 @@ impl Node {
     pub async fn ping(&self, peer: PeerId) -> Result<Answer, RpcError> {
         self.call(peer, Method::Ping, message(b"ping")).await
     }
+
+    /// Pings again and again, for at most a minute.
+    pub async fn ping_until_answered(&self, peer: PeerId) {
+        let deadline = self.within(Duration::from_secs(60));
+        while let Err(error) = self.ping(peer).await {
+            let now = self.clock.now();
+            assert!(!deadline.has_passed(now), "no answer within a minute: {error}");
+            self.clock.sleep_until(now + Duration::from_millis(10)).await;
+        }
+    }
 }
 
 pub fn router(service: impl Service + 'static) -> Router {
