@@ -304,6 +304,7 @@ async fn a_remote_that_spells_the_reserved_prefix_is_refused() {
         biased;
         opened = opened => opened,
         () = async { loop { stock.next().await; } } => unreachable!("the loop never ends"),
+        () = server.clock.sleep_until(server.within(Duration::from_secs(60)).moment()) => panic!("not within a minute"),
     };
     assert!(matches!(refused, Err(OpenError::Unsupported(_) | OpenError::Io(_))), "{refused:?}");
     assert_eq!(server.net.status().calls_in, 0);

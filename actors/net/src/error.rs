@@ -2,10 +2,9 @@
 
 use std::io;
 
-use libp2p_identity::PeerId;
 use multiaddr::Multiaddr;
 
-/// Why the network did not start, or a peer could not be connected.
+/// Why the network did not start, or an address is none of a peer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NetError {
@@ -70,32 +69,4 @@ pub enum NetError {
         /// The address.
         address: Multiaddr,
     },
-    /// Nothing was reached at the address.
-    #[error("cannot dial {address}: {reason}")]
-    Dial {
-        /// The address.
-        address: Multiaddr,
-        /// The transport's words.
-        reason: String,
-    },
-    /// Another peer answers there.
-    #[error("{address} is the address of another peer, {found}; was its identity made anew?")]
-    WrongPeer {
-        /// The address, with the peer that was expected.
-        address: Multiaddr,
-        /// The peer that answered.
-        found: PeerId,
-    },
-    /// A step took longer than it may.
-    #[error("no connection to {address} before the deadline")]
-    Deadline {
-        /// The address.
-        address: Multiaddr,
-    },
-    /// The network stopped.
-    #[error("the network has stopped")]
-    Stopped,
-    /// The network did not stop in time.
-    #[error("the network did not stop before the deadline")]
-    StopDeadline,
 }

@@ -23,15 +23,15 @@ use crate::{
     budget::Budget,
     inbound::{Door, Server},
     native_link,
-    node::{Command, Node},
+    node::{Node, Wanted},
     outbound,
     peers::SharedBook,
     status::Counters,
     streams::{self, Connections},
 };
 
-/// Commands to the swarm that may wait.
-const COMMANDS: usize = 1024;
+/// Wishes to connect that may wait for the swarm.
+const WANTED: usize = 1024;
 /// How long the operating system may take to tell the addresses of sockets that it has bound.
 const LISTEN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long tasks may take to notice that the network stops.
@@ -51,14 +51,14 @@ pub(crate) struct Shared {
     /// Memory for answers to our calls.
     pub(crate) answers: Arc<Budget>,
     pub(crate) listening: RwLock<Vec<Multiaddr>>,
-    commands: mpsc::Sender<Command>,
+    wanted: mpsc::Sender<Wanted>,
 }
 
 impl Shared {
     /// Waits until the peer is connected.
     pub(crate) async fn reach(&self, peer: PeerId) -> Result<(), RpcError> {
         let (reply, reached) = oneshot::channel();
-        self.commands.send(Command::Reach { peer, reply }).await.map_err(|_| RpcError::Cancelled)?;
+        self.wanted.send(Wanted { peer, reply }).await.map_err(|_| RpcError::Cancelled)?;
         reached.await.map_err(|_| RpcError::Cancelled)?
     }
 }
@@ -87,7 +87,7 @@ impl Net {
     /// Blocks the thread for the moment that this takes.
     pub fn start(config: NetConfig, identity: Keypair, router: Router, clock: SharedClock) -> Result<Net, NetError> {
         config.validate()?;
-        let (commands, received) = mpsc::channel(COMMANDS);
+        let (wanted, received) = mpsc::channel(WANTED);
         let shared = Arc::new(Shared {
             local_peer: identity.public().to_peer_id(),
             clock: clock.clone(),
@@ -99,7 +99,7 @@ impl Net {
             door: Arc::new(Door::new(&config.limits)),
             answers: Arc::new(Budget::new(config.limits.max_answer_bytes)),
             listening: RwLock::default(),
-            commands,
+            wanted,
             config,
         });
         let (stop, stops) = mpsc::channel(1);
@@ -131,26 +131,6 @@ impl Net {
     /// Whether the peer failed lately and should be left alone.
     pub fn is_banned(&self, peer: PeerId) -> bool {
         self.shared.bans.is_banned(self.shared.clock.now(), &peer)
-    }
-
-    /// Connects to a node at an address that ends in `/p2p/<peer id>` and remembers the address. The error names the
-    /// step that failed. Dropping the future leaves the dial to itself.
-    pub async fn connect(&self, address: &str, deadline: Deadline) -> Result<PeerId, NetError> {
-        let (peer, address) = parse_peer_address(address)?;
-        let shared = self.shared.clone();
-        let connecting = self.runtime.spawn(async move {
-            let (reply, connected) = oneshot::channel();
-            let command = Command::Connect { peer, address: address.clone(), reply };
-            let connect = async {
-                shared.commands.send(command).await.map_err(|_| NetError::Stopped)?;
-                connected.await.map_err(|_| NetError::Stopped)?
-            };
-            let connected = before(&*shared.clock, deadline, connect).await;
-            connected.unwrap_or_else(|_| Err(NetError::Deadline { address: address.clone() }))?;
-            shared.book.with(|book| book.name(peer, vec![address]));
-            Ok(peer)
-        });
-        connecting.await.unwrap_or(Err(NetError::Stopped))
     }
 
     /// Stops: lets no call in, lets those being served end, closes connections; what is not done by the deadline is cut
@@ -274,7 +254,7 @@ fn is_loopback(address: &Multiaddr) -> bool {
 fn run(
     shared: Arc<Shared>,
     identity: Keypair,
-    commands: mpsc::Receiver<Command>,
+    wanted: mpsc::Receiver<Wanted>,
     stop: mpsc::Receiver<Deadline>,
     started: impl FnOnce(Result<runtime::Handle, NetError>),
 ) {
@@ -298,7 +278,7 @@ fn run(
         };
         let clock = shared.clock.clone();
         let deadline = Deadline::after(clock.now(), LISTEN_PATIENCE);
-        let node = before(&*clock, deadline, Node::listen(swarm, shared, commands)).await;
+        let node = before(&*clock, deadline, Node::listen(swarm, shared, wanted)).await;
         match node.unwrap_or_else(|_| Err(NetError::Start(io::ErrorKind::TimedOut.into()))) {
             Ok(node) => {
                 started(Ok(runtime.handle().clone()));

@@ -12,7 +12,7 @@ use libp2p::{
     core::transport::ListenerId,
     identify, kad, ping,
     swarm::{
-        ConnectionId, DialError, SwarmEvent,
+        DialError, SwarmEvent,
         dial_opts::{DialOpts, PeerCondition},
     },
 };
@@ -34,12 +34,10 @@ use crate::{
 /// Callers that may wait for one peer at once.
 const MAX_WAITING: usize = 4096;
 
-/// What calls ask of the swarm.
-pub(crate) enum Command {
-    /// Connect to a peer wherever it is.
-    Reach { peer: PeerId, reply: oneshot::Sender<Result<(), RpcError>> },
-    /// Connect to a peer at one address.
-    Connect { peer: PeerId, address: Multiaddr, reply: oneshot::Sender<Result<(), NetError>> },
+/// What calls ask of the swarm: to connect to a peer wherever it is.
+pub(crate) struct Wanted {
+    pub(crate) peer: PeerId,
+    pub(crate) reply: oneshot::Sender<Result<(), RpcError>>,
 }
 
 /// A peer that callers want to be connected to.
@@ -54,19 +52,12 @@ struct Reach {
     dial_failure: Option<String>,
 }
 
-/// A dial to one address.
-struct Connecting {
-    address: Multiaddr,
-    reply: oneshot::Sender<Result<(), NetError>>,
-}
-
 /// The swarm and what it is busy with.
 pub(crate) struct Node {
     swarm: Swarm<Behaviour>,
     shared: Arc<Shared>,
-    commands: mpsc::Receiver<Command>,
+    wanted: mpsc::Receiver<Wanted>,
     reaching: BTreeMap<PeerId, Reach>,
-    connecting: HashMap<ConnectionId, Connecting>,
 }
 
 impl Node {
@@ -74,22 +65,22 @@ impl Node {
     pub(crate) async fn listen(
         mut swarm: Swarm<Behaviour>,
         shared: Arc<Shared>,
-        commands: mpsc::Receiver<Command>,
+        wanted: mpsc::Receiver<Wanted>,
     ) -> Result<Self, NetError> {
         let config = &shared.config;
-        let wanted = if config.client_mode { &[][..] } else { &config.listen[..] };
+        let addresses = if config.client_mode { &[][..] } else { &config.listen[..] };
         let mut unbound: HashMap<ListenerId, Multiaddr> = HashMap::new();
-        for address in wanted {
+        for address in addresses {
             listen::refuse_taken(address)?;
         }
-        for address in wanted {
+        for address in addresses {
             let listener = swarm.listen_on(address.clone()).map_err(|error| listen::refused(address, error))?;
             unbound.insert(listener, address.clone());
         }
         for address in &config.announce {
             swarm.add_external_address(without_peer(address.clone()));
         }
-        let mut node = Self { swarm, shared, commands, reaching: BTreeMap::new(), connecting: HashMap::new() };
+        let mut node = Self { swarm, shared, wanted, reaching: BTreeMap::new() };
         while !unbound.is_empty() {
             let event = node.swarm.select_next_some().await;
             match &event {
@@ -118,8 +109,8 @@ impl Node {
             tokio::select! {
                 biased;
                 deadline = stop.recv() => break deadline,
-                command = self.commands.recv() => match command {
-                    Some(command) => self.on_command(command),
+                wanted = self.wanted.recv() => match wanted {
+                    Some(Wanted { peer, reply }) => self.reach(peer, reply),
                     // Unreachable while `shared` holds a sender, and a reason to stop all the same.
                     None => break None,
                 },
@@ -156,13 +147,6 @@ impl Node {
         }
     }
 
-    fn on_command(&mut self, command: Command) {
-        match command {
-            Command::Reach { peer, reply } => self.reach(peer, reply),
-            Command::Connect { peer, address, reply } => self.connect(peer, address, reply),
-        }
-    }
-
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::NewListenAddr { address, .. } => {
@@ -177,19 +161,9 @@ impl Node {
                 tracing::error!(?addresses, ?reason, "a listener closed");
                 self.shared.listening.write().expect(UNPOISONED).retain(|known| !addresses.contains(known));
             }
-            SwarmEvent::ConnectionEstablished { peer_id, connection_id, .. } => {
-                if let Some(connecting) = self.connecting.remove(&connection_id) {
-                    let _caller_left = connecting.reply.send(Ok(()));
-                }
-                self.reached(peer_id);
-            }
-            SwarmEvent::OutgoingConnectionError { peer_id, connection_id, error } => {
-                if let Some(connecting) = self.connecting.remove(&connection_id) {
-                    let Connecting { address, reply } = connecting;
-                    let _caller_left = reply.send(Err(connect_error(address, error)));
-                } else if let Some(peer) = peer_id {
-                    self.on_dial_failure(peer, error);
-                }
+            SwarmEvent::ConnectionEstablished { peer_id, .. } => self.reached(peer_id),
+            SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => {
+                self.on_dial_failure(peer, error);
             }
             SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
                 debug!(from = %send_back_addr, %error, "an incoming connection failed");
@@ -229,22 +203,6 @@ impl Node {
                     }
                 }
                 Entry::Drop => drop(kad.remove_peer(&peer)),
-            }
-        }
-    }
-
-    fn connect(&mut self, peer: PeerId, address: Multiaddr, reply: oneshot::Sender<Result<(), NetError>>) {
-        if self.swarm.is_connected(&peer) {
-            let _caller_left = reply.send(Ok(()));
-            return;
-        }
-        let dial = DialOpts::peer_id(peer).addresses(vec![without_peer(address.clone())]);
-        let dial = dial.condition(PeerCondition::Always).build();
-        let id = dial.connection_id();
-        match self.swarm.dial(dial) {
-            Ok(()) => drop(self.connecting.insert(id, Connecting { address, reply })),
-            Err(error) => {
-                let _caller_left = reply.send(Err(connect_error(address, error)));
             }
         }
     }
@@ -353,13 +311,6 @@ const UNPOISONED: &str = "no panic while addresses are held";
 
 fn without_peer(address: Multiaddr) -> Multiaddr {
     address.into_iter().filter(|part| !matches!(part, Protocol::P2p(_))).collect()
-}
-
-fn connect_error(address: Multiaddr, error: DialError) -> NetError {
-    match error {
-        DialError::WrongPeerId { obtained, .. } => NetError::WrongPeer { address, found: obtained },
-        error => NetError::Dial { address, reason: dial_reason(&error) },
-    }
 }
 
 fn dial_reason(error: &DialError) -> String {

@@ -2,10 +2,9 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use common::*;
-use futures::future::join_all;
 use libp2p_identity::PeerId;
 use skep_net::{NetConfig, NetError, NetLimits, parse_peer_address};
 use skep_rpc::{Body, Router, RpcError, ServeError, Service, Step, Transport};
@@ -27,9 +26,8 @@ async fn a_peer_known_only_by_its_id_is_found_through_others() {
 
 #[tokio::test]
 async fn a_peer_that_never_spoke_our_protocols_is_not_told_to_others() {
-    let (hub, silent, client) = (Node::serving(Echo), Node::serving(Echo), Node::client());
-    let address = hub.net.addresses().remove(0).to_string();
-    silent.net.connect(&address, silent.within(SOON)).await.unwrap();
+    let (hub, silent, client) = (without_experts(NetConfig::default()), Node::serving(Echo), Node::client());
+    connect_only(&silent, &hub).await;
     eventually("identify has run", || hub.net.status().peers_known == 1).await;
     assert_eq!(hub.net.status().peers_ours, 0);
     client.knows(&hub);
@@ -67,26 +65,26 @@ async fn a_node_that_only_asks_serves_nothing_and_has_no_address() {
 }
 
 #[tokio::test]
-async fn connecting_names_the_step_that_failed() {
+async fn a_dial_that_fails_says_why() {
     let (server, client) = (Node::serving(Echo), Node::client());
-    let client = &client;
-    let connect = |text: String| async move { client.net.connect(&text, client.within(SOON)).await };
-    let bare = server.net.addresses().remove(0).to_string();
-    let bare = bare.split("/p2p/").next().unwrap();
+    assert!(matches!(parse_peer_address("127.0.0.1:80"), Err(NetError::Parse { .. })));
+    let bare = without_peer(&server);
+    assert!(matches!(parse_peer_address(&bare), Err(NetError::NoPeerId { .. })));
 
-    assert!(matches!(connect("127.0.0.1:80".into()).await, Err(NetError::Parse { .. })));
-    assert!(matches!(connect(bare.into()).await, Err(NetError::NoPeerId { .. })));
-    let stranger = PeerId::random();
-    match connect(format!("{bare}/p2p/{stranger}")).await {
-        Err(NetError::WrongPeer { found, .. }) => assert_eq!(found, server.peer()),
-        other => panic!("{other:?}"),
-    }
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    match connect(format!("/ip4/127.0.0.1/tcp/{closed}/p2p/{stranger}")).await {
-        Err(error @ NetError::Dial { .. }) => assert!(error.to_string().contains("refused"), "{error}"),
-        other => panic!("{other:?}"),
+    let (moved, gone) = (PeerId::random(), PeerId::random());
+    for (peer, address, reason) in [
+        (moved, bare, format!("is the address of another peer, {}", server.peer())),
+        (gone, format!("/ip4/127.0.0.1/tcp/{closed}"), "refused".to_owned()),
+    ] {
+        let (peer, address) = parse_peer_address(&format!("{address}/p2p/{peer}")).unwrap();
+        client.net.add_addresses(peer, vec![address]);
+        match client.ping(peer).await {
+            Err(RpcError::Unreachable { step: Step::Dial, reason: got, .. }) => assert!(got.contains(&reason), "{got}"),
+            other => panic!("{other:?}"),
+        }
+        assert!(client.net.is_banned(peer));
     }
-    assert_eq!(connect(format!("{bare}/p2p/{}", server.peer())).await.unwrap(), server.peer());
 }
 
 #[tokio::test]
@@ -94,12 +92,30 @@ async fn a_port_that_never_speaks_ends_at_the_deadline() {
     let client = Node::client();
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("/ip4/127.0.0.1/tcp/{}/p2p/{}", silent.local_addr().unwrap().port(), PeerId::random());
-    let result = client.net.connect(&address, client.within(Duration::from_millis(200))).await;
-    assert!(matches!(result, Err(NetError::Deadline { .. })), "{result:?}");
     let (peer, address) = parse_peer_address(&address).unwrap();
     client.net.add_addresses(peer, vec![address]);
     let result = client.call_within(Duration::from_millis(200), peer, Method::Ping, message(b"")).await;
     assert!(matches!(result, Err(RpcError::Deadline { step: Step::Dial, .. })), "{result:?}");
+}
+
+/// The first address of a node, without its peer id.
+fn without_peer(node: &Node) -> String {
+    let address = node.net.addresses().remove(0).to_string();
+    address.split("/p2p/").next().unwrap().to_owned()
+}
+
+/// Connects without speaking any protocol of ours: asks for a method that the server has no route for.
+async fn connect_only(stranger: &Node, server: &Node) {
+    stranger.knows(server);
+    let refused = stranger.call(server.peer(), Method::Forward, tensors(&[1])).await;
+    assert!(matches!(refused, Err(RpcError::Refused { .. })), "{refused:?}");
+}
+
+/// A node of the DHT without experts.
+fn without_experts(config: NetConfig) -> Node {
+    let router = Router::new();
+    router.route(&[Method::Ping, Method::Store, Method::Find], Arc::new(Echo));
+    Node::start(config, router)
 }
 
 #[tokio::test]
@@ -139,16 +155,16 @@ async fn only_peers_on_the_list_are_let_in() {
 #[tokio::test]
 async fn strangers_never_take_the_slots_of_peers_of_ours() {
     let limits = NetLimits { max_connections: 8, reserved_connections: 5, ..NetLimits::default() };
-    let server = Node::start(NetConfig { limits, ..NetConfig::default() }, router(Echo));
+    let server = without_experts(NetConfig { limits, ..NetConfig::default() });
     let friends: Vec<_> = (0..4).map(|_| Node::client()).collect();
     for friend in &friends {
         friend.knows(&server);
         friend.ping(server.peer()).await.unwrap();
     }
-    let address = server.net.addresses().remove(0).to_string();
     let strangers: Vec<_> = (0..12).map(|_| Node::client()).collect();
-    let connects = strangers.iter().map(|s| s.net.connect(&address, s.within(SOON)));
-    join_all(connects).await;
+    for stranger in &strangers {
+        connect_only(stranger, &server).await;
+    }
     eventually("only three strangers stay", || server.net.status().connections <= 4 + 3).await;
     assert!(friends.iter().all(|friend| friend.net.status().connections == 1));
     let late = Node::client();
@@ -219,8 +235,9 @@ async fn an_rsa_peer_and_an_ed25519_peer_talk() {
 #[tokio::test]
 async fn a_node_without_routes_still_helps_others_to_find_each_other() {
     let hub = Node::start(NetConfig::default(), Router::new());
-    let client = Node::client();
-    let address = hub.net.addresses().remove(0).to_string();
-    assert_eq!(client.net.connect(&address, client.within(SOON)).await.unwrap(), hub.peer());
-    assert_eq!(client.net.status().peers_ours, 1);
+    let (server, client) = (Node::serving(Echo), Node::client());
+    hub.knows(&server);
+    hub.ping(server.peer()).await.unwrap();
+    client.knows(&hub);
+    client.ping_until_answered(server.peer()).await;
 }
