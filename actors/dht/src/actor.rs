@@ -286,10 +286,7 @@ fn outcome(call: CallId, peer: PeerId, method: Method, answer: Result<Answer, Rp
     match response {
         Ok(response) => Input::Answered { call, response },
         Err(error) => {
-            let ours = matches!(
-                error,
-                RpcError::Cancelled | RpcError::TooLarge { .. } | RpcError::WouldDeadlock | RpcError::Overloaded { .. }
-            );
+            let ours = error.is_local() || matches!(error, RpcError::TooLarge { .. } | RpcError::Overloaded { .. });
             Input::Failed { call, reason: error.to_string(), peer_at_fault: !ours }
         }
     }

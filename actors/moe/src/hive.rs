@@ -33,7 +33,7 @@ pub(crate) struct Hive {
     pub grid: Grid,
     permits: Semaphore,
     /// Peers too slow for this mixture's deadlines, which may be good DHT nodes and good enough for other mixtures. Those
-    /// that cannot be reached are in the runtime's list.
+    /// that cannot be reached are in the runtime's list, which the transport keeps.
     late: Bans,
     memory: Mutex<Memory>,
     /// Tells the refresher that there is more to do, or that nobody has this any more.
@@ -182,13 +182,8 @@ impl Hive {
     pub async fn ask(&self, errand: Errand, deadline: Deadline) -> Result<Vec<HostTensor>, RpcError> {
         let (uid, peer) = (errand.uid.clone(), errand.peer);
         let outcome = self.ask_unremembered(errand, deadline).await;
-        let unreachable = self.client.dht.bans();
         match &outcome {
-            Ok(_) => {
-                self.late.succeeded(&peer);
-                unreachable.succeeded(&peer);
-            }
-            Err(RpcError::Unreachable { .. }) => unreachable.failed(self.now(), peer),
+            Ok(_) => self.late.succeeded(&peer),
             Err(RpcError::Deadline { .. }) => self.was_late(peer),
             // The expert may have come back as another one.
             Err(RpcError::Malformed { .. } | RpcError::Remote { .. } | RpcError::Invalid { .. }) => {

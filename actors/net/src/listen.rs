@@ -40,7 +40,7 @@ pub(crate) fn refused(address: &Multiaddr, error: TransportError<io::Error>) -> 
     let address = address.clone();
     match error {
         TransportError::MultiaddrNotSupported(_) => NetError::Unsupported { address },
-        TransportError::Other(source) => match root_kind(&source) {
+        TransportError::Other(source) => match root(&source).kind() {
             io::ErrorKind::AddrInUse => NetError::AddressInUse { address },
             io::ErrorKind::PermissionDenied => NetError::Permission { address },
             io::ErrorKind::AddrNotAvailable => NetError::NotOurs { address },
@@ -49,15 +49,22 @@ pub(crate) fn refused(address: &Multiaddr, error: TransportError<io::Error>) -> 
     }
 }
 
-/// The kind of the innermost I/O error: transports wrap what the operating system says.
-fn root_kind(error: &io::Error) -> io::ErrorKind {
-    let mut kind = error.kind();
-    let mut source: Option<&(dyn std::error::Error + 'static)> = error.get_ref().map(|inner| inner as _);
-    while let Some(inner) = source {
-        if let Some(inner) = inner.downcast_ref::<io::Error>() {
-            kind = inner.kind();
-        }
-        source = inner.source();
+/// The innermost I/O error: transports wrap what the operating system says.
+pub(crate) fn root(error: &io::Error) -> &io::Error {
+    type Inner<'a> = &'a (dyn std::error::Error + 'static);
+    // The source of a wrapping I/O error is that of what it wraps, which would be passed over.
+    fn wrapped(error: &io::Error) -> Option<Inner<'_>> {
+        error.get_ref().map(|inner| inner as Inner<'_>)
     }
-    kind
+    let (mut root, mut next) = (error, wrapped(error));
+    while let Some(inner) = next {
+        next = match inner.downcast_ref::<io::Error>() {
+            Some(inner) => {
+                root = inner;
+                wrapped(inner)
+            }
+            None => inner.source(),
+        };
+    }
+    root
 }

@@ -8,7 +8,7 @@ use std::{
 
 use futures::{FutureExt as _, StreamExt as _};
 use libp2p::{
-    Multiaddr, PeerId, Swarm,
+    Multiaddr, PeerId, Swarm, TransportError,
     core::transport::ListenerId,
     identify, kad, ping,
     swarm::{
@@ -48,8 +48,8 @@ struct Reach {
     query: Option<kad::QueryId>,
     /// Whether the network was asked already.
     asked: bool,
-    /// Why the addresses that were known did not do.
-    dial_failure: Option<String>,
+    /// Why the addresses that were known did not do, and whose fault that is.
+    dial_failure: Option<(Step, String)>,
 }
 
 /// The swarm and what it is busy with.
@@ -218,7 +218,7 @@ impl Node {
         reach.waiting.retain(|reply| !reply.is_closed());
         if reach.waiting.len() >= MAX_WAITING {
             let reason = format!("{MAX_WAITING} calls wait for a connection already");
-            let _caller_left = reply.send(Err(RpcError::Unreachable { peer, step: Step::Dial, reason }));
+            let _caller_left = reply.send(Err(RpcError::Unreachable { peer, step: Step::Prepare, reason }));
             return;
         }
         reach.waiting.push(reply);
@@ -254,14 +254,16 @@ impl Node {
         match error {
             DialError::NoAddresses => {}
             DialError::Denied { .. } | DialError::LocalPeerId { .. } | DialError::Aborted => {
-                return self.failed(peer, Step::Dial, reason);
+                return self.failed(peer, Step::Prepare, reason);
             }
-            _ => reach.dial_failure = Some(reason),
+            _ => {
+                let step = if is_ours(&error) { Step::Prepare } else { Step::Dial };
+                reach.dial_failure = Some((step, reason));
+            }
         }
         if reach.asked {
-            let reason = reach.dial_failure.take();
-            return match reason {
-                Some(reason) => self.failed(peer, Step::Dial, reason),
+            return match reach.dial_failure.take() {
+                Some((step, reason)) => self.failed(peer, step, reason),
                 None => self.failed(peer, Step::Resolve, "no peer we know knows its address".to_owned()),
             };
         }
@@ -329,6 +331,24 @@ fn dial_reason(error: &DialError) -> String {
     }
 }
 
+/// Whether every address failed because of this machine: it has no network, or no more files or ports to spare.
+fn is_ours(error: &DialError) -> bool {
+    let DialError::Transport(tried) = error else { return false };
+    !tried.is_empty()
+        && tried.iter().all(|(_, error)| match error {
+            TransportError::Other(error) => is_of_this_machine(listen::root(error)),
+            TransportError::MultiaddrNotSupported(_) => false,
+        })
+}
+
+fn is_of_this_machine(error: &io::Error) -> bool {
+    /// "Too many open files": of the system, of the process. They have no kind of their own.
+    const NO_MORE_FILES: [i32; 2] = [23, 24];
+    let has_no_files = cfg!(unix) && error.raw_os_error().is_some_and(|code| NO_MORE_FILES.contains(&code));
+    let kinds = [io::ErrorKind::NetworkDown, io::ErrorKind::NetworkUnreachable, io::ErrorKind::AddrNotAvailable];
+    has_no_files || kinds.contains(&error.kind())
+}
+
 /// The words of the innermost cause; what wraps it repeats them.
 fn innermost(error: &dyn std::error::Error) -> String {
     let mut error = error;
@@ -343,4 +363,25 @@ fn innermost(error: &dyn std::error::Error) -> String {
 fn is_foreign(info: &identify::Info) -> bool {
     let is_known = ["skep/", "p2pd/"].iter().any(|agent| info.agent_version.starts_with(agent));
     !is_known && !info.protocols.contains(&NATIVE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(errors: Vec<io::Error>) -> DialError {
+        let address: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().unwrap();
+        DialError::Transport(errors.into_iter().map(|error| (address.clone(), TransportError::Other(error))).collect())
+    }
+
+    #[test]
+    fn what_this_machine_lacks_is_not_the_peers_fault() {
+        let wrapped = |error: io::Error| io::Error::other(io::Error::other(error));
+        let no_files = || io::Error::from_raw_os_error(24);
+        let no_network = || io::Error::from(io::ErrorKind::NetworkUnreachable);
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        assert!(is_ours(&failed(vec![no_files()])) && is_ours(&failed(vec![wrapped(no_network()), no_files()])));
+        assert!(!is_ours(&failed(vec![refused()])) && !is_ours(&failed(vec![no_network(), wrapped(refused())])));
+        assert!(!is_ours(&failed(vec![])) && !is_ours(&DialError::NoAddresses));
+    }
 }

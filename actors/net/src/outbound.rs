@@ -19,7 +19,7 @@ use crate::{
     native_link::{Link, Native},
     net::Shared,
     status::Counters,
-    streams::{OpenError, Opened},
+    streams::{OpenError, Opened, Purpose},
 };
 
 /// How long a call waits for a fresh connection to tell whether the peer offers the native wire, and for the link's
@@ -57,7 +57,7 @@ struct Progress(Mutex<Step>);
 
 impl Default for Progress {
     fn default() -> Self {
-        Self(Mutex::new(Step::OpenStream))
+        Self(Mutex::new(Step::Prepare))
     }
 }
 
@@ -89,19 +89,13 @@ async fn ask_link(shared: &Shared, link: Arc<Link>, call: Call) -> Result<Answer
     link.call(shared.clock.now(), call)?.await
 }
 
-/// What a call's end says of the peer. A slow expert does not make a dead peer, a slow DHT node does.
-fn note(shared: &Shared, peer: PeerId, method: Method, result: &Result<Answer, RpcError>) {
-    let is_dht = matches!(method, Method::Ping | Method::Store | Method::Find);
-    match result {
-        Ok(_) | Err(RpcError::Remote { .. }) => {
-            shared.book.with(|book| book.vouch(peer));
-            shared.bans.succeeded(&peer);
-        }
-        Err(RpcError::Unreachable { .. }) => shared.bans.failed(shared.clock.now(), peer),
-        Err(RpcError::Deadline { .. }) if is_dht => shared.bans.failed(shared.clock.now(), peer),
-        Err(_) => {}
+/// Remembers what a call's end says of the peer.
+fn note(shared: &Shared, peer: PeerId, method: Method, failure: Option<&RpcError>) {
+    shared.bans.note(shared.clock.now(), peer, method, failure);
+    if matches!(failure, None | Some(RpcError::Remote { .. })) {
+        shared.book.with(|book| book.vouch(peer));
     }
-    if result.is_err() {
+    if failure.is_some() {
         Counters::add(&shared.counters.calls_out_failed);
     }
 }
@@ -186,8 +180,15 @@ async fn open(
     let unreachable = |step, reason: String| RpcError::Unreachable { peer, step, reason };
     let mut attempts_left = 2;
     loop {
+        // Streams of other calls may have to end first.
+        progress.at(Step::Prepare);
+        let slot = shared.connections.slot(peer).await;
         progress.at(Step::OpenStream);
-        match shared.connections.open(peer, method, framing).await {
+        let opened = match slot {
+            Ok(slot) => slot.open(Purpose::Call(method, framing)).await,
+            Err(error) => Err(error),
+        };
+        match opened {
             Ok(opened) => return Ok(opened),
             Err(OpenError::NotConnected | OpenError::Closed) if attempts_left > 0 => {
                 attempts_left -= 1;

@@ -61,6 +61,22 @@ pub(crate) struct Opened {
     pub(crate) slot: OwnedSemaphorePermit,
 }
 
+/// One of the substreams that we may have open on a connection.
+pub(crate) struct OutboundSlot {
+    permit: OwnedSemaphorePermit,
+    opens: mpsc::Sender<Open>,
+}
+
+impl OutboundSlot {
+    /// Opens a substream; dropping the future gives up.
+    pub(crate) async fn open(self, purpose: Purpose) -> Result<Opened, OpenError> {
+        let (reply, opened) = oneshot::channel();
+        self.opens.send(Open { purpose, reply }).await.map_err(|_| OpenError::Closed)?;
+        let stream = opened.await.map_err(|_| OpenError::Closed)??;
+        Ok(Opened { stream, slot: self.permit })
+    }
+}
+
 /// A substream that a peer opened.
 pub(crate) struct Accepted {
     pub(crate) peer: PeerId,
@@ -111,20 +127,17 @@ pub(crate) struct Connections {
 }
 
 impl Connections {
-    /// Opens a substream for one call to a connected peer. Waits for a slot as long as the caller does; dropping the
-    /// future gives up.
+    /// Opens a substream for one call to a connected peer.
+    #[cfg(test)]
     pub(crate) async fn open(&self, peer: PeerId, method: Method, framing: Framing) -> Result<Opened, OpenError> {
-        self.open_for(peer, Purpose::Call(method, framing)).await
+        self.slot(peer).await?.open(Purpose::Call(method, framing)).await
     }
 
-    pub(crate) async fn open_for(&self, peer: PeerId, purpose: Purpose) -> Result<Opened, OpenError> {
-        let connection = self.best(peer).ok_or(OpenError::NotConnected)?;
-        let slot = connection.slots.acquire_owned().await.map_err(|_| OpenError::Closed)?;
-        let (reply, opened) = oneshot::channel();
-        let open = Open { purpose, reply };
-        connection.opens.send(open).await.map_err(|_| OpenError::Closed)?;
-        let stream = opened.await.map_err(|_| OpenError::Closed)??;
-        Ok(Opened { stream, slot })
+    /// Waits until one more substream may be opened to a connected peer, as long as the caller does.
+    pub(crate) async fn slot(&self, peer: PeerId) -> Result<OutboundSlot, OpenError> {
+        let Connection { slots, opens, .. } = self.best(peer).ok_or(OpenError::NotConnected)?;
+        let permit = slots.acquire_owned().await.map_err(|_| OpenError::Closed)?;
+        Ok(OutboundSlot { permit, opens })
     }
 
     /// What is known of the native wire on the best connection, to be watched, and since when that connection is there.

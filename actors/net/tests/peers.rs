@@ -2,7 +2,10 @@
 
 mod common;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use common::*;
 use libp2p_identity::PeerId;
@@ -145,11 +148,42 @@ async fn only_peers_on_the_list_are_let_in() {
     let refused = stranger.ping(server.peer()).await;
     assert!(matches!(refused, Err(RpcError::Unreachable { .. })), "{refused:?}");
     server.knows(&Node::serving(Echo));
-    let stranger = server.ping(stranger.peer()).await;
+    let refused = server.ping(stranger.peer()).await;
     assert!(
-        matches!(&stranger, Err(RpcError::Unreachable { reason, .. }) if reason.contains("allowed")),
-        "{stranger:?}"
+        matches!(&refused, Err(RpcError::Unreachable { step: Step::Prepare, reason, .. }) if reason.contains("allowed")),
+        "{refused:?}"
     );
+    assert!(!server.net.is_banned(stranger.peer()), "it is our own list");
+}
+
+#[tokio::test]
+async fn a_peer_for_which_this_node_has_no_connection_left_is_not_banned() {
+    let limits = NetLimits { max_connections: 1, reserved_connections: 0, ..NetLimits::default() };
+    let client = Node::start(NetConfig { limits, ..NetConfig::client() }, Router::new());
+    let (one, other) = (Node::serving(Echo), Node::serving(Echo));
+    client.knows(&one);
+    client.knows(&other);
+    client.ping(one.peer()).await.unwrap();
+    let full = client.ping(other.peer()).await;
+    assert!(
+        matches!(&full, Err(RpcError::Unreachable { step: Step::Prepare, reason, .. }) if reason.contains("limit")),
+        "{full:?}"
+    );
+    assert!(!client.net.is_banned(other.peer()), "it is healthy");
+}
+
+#[tokio::test]
+async fn a_peer_to_which_all_streams_are_taken_by_other_calls_is_not_banned() {
+    let never = Never::default();
+    let (server, client) = (Node::serving(never.clone()), Node::client());
+    client.knows(&server);
+    let calls: Vec<_> = (0..256).map(|_| client.call(server.peer(), Method::Forward, tensors(&[1]))).collect();
+    let calls = tokio::spawn(futures::future::join_all(calls));
+    eventually("all are served", || never.began.load(Ordering::SeqCst) == 256).await;
+    let late = client.call_within(Duration::from_millis(200), server.peer(), Method::Ping, message(b"")).await;
+    assert!(matches!(late, Err(RpcError::Deadline { step: Step::Prepare, .. })), "{late:?}");
+    assert!(!client.net.is_banned(server.peer()), "it was not even asked");
+    calls.abort();
 }
 
 #[tokio::test]

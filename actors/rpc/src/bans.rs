@@ -8,6 +8,9 @@ use std::{
 
 use libp2p_identity::PeerId;
 use skep_kernel::Moment;
+use skep_wire::Method;
+
+use crate::RpcError;
 
 const FIRST_BAN: Duration = Duration::from_secs(5);
 const LONGEST_BAN: Duration = Duration::from_secs(320);
@@ -49,6 +52,20 @@ impl Bans {
         by_peer.insert(peer, Ban { until: now + length, failures });
     }
 
+    /// Notes what the end of a call says of the peer, `failure` being `None` when there was an answer. The one place where
+    /// that is judged: transports call it, for every call. An error in the peer's own words is an answer. A slow expert
+    /// does not make a dead peer, a slow DHT node does. What failed for reasons of this node says nothing.
+    pub fn note(&self, now: Moment, peer: PeerId, method: Method, failure: Option<&RpcError>) {
+        let is_dht = matches!(method, Method::Ping | Method::Store | Method::Find);
+        match failure {
+            None | Some(RpcError::Remote { .. }) => self.succeeded(&peer),
+            Some(error) if error.is_local() => {}
+            Some(RpcError::Unreachable { .. }) => self.failed(now, peer),
+            Some(RpcError::Deadline { .. }) if is_dht => self.failed(now, peer),
+            Some(_) => {}
+        }
+    }
+
     /// The peer answered.
     pub fn succeeded(&self, peer: &PeerId) {
         self.lock().remove(peer);
@@ -77,6 +94,7 @@ impl Bans {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Step;
 
     fn at(seconds: u64) -> Moment {
         Moment::START + Duration::from_secs(seconds)
@@ -109,6 +127,44 @@ mod tests {
         assert!(bans.is_banned(at(4), &peer) && !bans.is_banned(at(5), &peer));
         bans.failed(at(5), peer);
         assert!(bans.is_banned(at(14), &peer));
+    }
+
+    #[test]
+    fn only_failures_that_come_from_the_peer_ban_it() {
+        let (now, peer, wait) = (Moment::START, PeerId::random(), Duration::from_secs(1));
+        let unreachable = |step| RpcError::Unreachable { peer, step, reason: String::new() };
+        let late = |step| RpcError::Deadline { peer, step, waited: wait };
+        let remote = RpcError::Remote { text: "KeyError('nope')".to_owned() };
+        let overloaded = RpcError::Overloaded { waiting: 1, limit: 1, retry_after: wait };
+        let (dht, expert) = (Method::Find, Method::Forward);
+        for (method, failure, bans_it) in [
+            (dht, unreachable(Step::Resolve), true),
+            (expert, unreachable(Step::Dial), true),
+            (expert, unreachable(Step::OpenStream), true),
+            (expert, unreachable(Step::Exchange), true),
+            (expert, unreachable(Step::Prepare), false),
+            (dht, late(Step::Exchange), true),
+            (dht, late(Step::Dial), true),
+            (dht, late(Step::Prepare), false),
+            (dht, late(Step::Schedule), false),
+            (expert, late(Step::Exchange), false),
+            (expert, RpcError::NoRoom { size: 1, limit: 1 }, false),
+            (expert, RpcError::TooLarge { size: 1, limit: 1 }, false),
+            (dht, RpcError::Cancelled, false),
+            (dht, RpcError::WouldDeadlock, false),
+            (expert, overloaded, false),
+            (dht, remote.clone(), false),
+        ] {
+            let bans = Bans::new();
+            bans.note(now, peer, method, Some(&failure));
+            assert_eq!(bans.is_banned(now, &peer), bans_it, "{method}: {failure}");
+        }
+        for words in [None, Some(&remote)] {
+            let bans = Bans::new();
+            bans.failed(now, peer);
+            bans.note(now, peer, dht, words);
+            assert!(!bans.is_suspect(&peer), "it has answered");
+        }
     }
 
     #[test]

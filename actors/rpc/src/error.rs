@@ -9,6 +9,8 @@ use skep_wire::error_text::PythonError;
 /// The part of a call that failed, or during which the deadline passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Step {
+    /// This node's own limits, its list of peers or its machine were in the way; nothing reached the peer.
+    Prepare,
     /// No address of the peer is known.
     Resolve,
     /// No connection came about.
@@ -26,6 +28,7 @@ pub enum Step {
 impl std::fmt::Display for Step {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Step::Prepare => "preparing the call here",
             Step::Resolve => "finding its address",
             Step::Dial => "dialling",
             Step::OpenStream => "opening a stream",
@@ -133,6 +136,17 @@ pub enum RpcError {
 }
 
 impl RpcError {
+    /// Whether the call failed for reasons of this node: it says nothing about the peer.
+    pub fn is_local(&self) -> bool {
+        match self {
+            RpcError::Unreachable { step, .. } | RpcError::Deadline { step, .. } => {
+                matches!(step, Step::Prepare | Step::Search | Step::Schedule)
+            }
+            RpcError::Cancelled | RpcError::NoRoom { .. } | RpcError::Invalid { .. } | RpcError::WouldDeadlock => true,
+            _ => false,
+        }
+    }
+
     /// Whether trying another peer, or the same one later, may help.
     pub fn is_transient(&self) -> bool {
         matches!(self, RpcError::Unreachable { .. } | RpcError::Overloaded { .. } | RpcError::Deadline { .. })

@@ -7,7 +7,6 @@ use std::{
 
 use libp2p_identity::PeerId;
 use skep_dht::{Dht, DhtConfig, DhtParts};
-use skep_rpc::Bans;
 
 use crate::{
     Node, Sim,
@@ -19,7 +18,7 @@ pub(crate) fn start_dht(birth: &Birth, config: DhtConfig, initial_peers: &[PeerI
     Dht::start_unsupervised(DhtParts {
         transport: birth.transport.clone(),
         router: birth.router.clone(),
-        bans: Bans::new(),
+        bans: birth.bans.clone(),
         clock: birth.clock.clone(),
         seed: birth.seed.derive("dht").number(),
         config,

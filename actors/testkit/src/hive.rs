@@ -119,11 +119,11 @@ impl Sim {
     /// A DHT node of its own beside the hive's servers, for experts that [`Servers`](crate::Servers) does not make.
     /// Calls that `router` routes reach it.
     pub fn dht_beside(&self, hive: &Hive, router: Router) -> Dht {
-        let transport = std::sync::Arc::new(self.network().node(router.clone()));
+        let transport = self.network().node(router.clone());
         Dht::start_unsupervised(skep_dht::DhtParts {
-            transport,
+            bans: transport.bans().clone(),
+            transport: std::sync::Arc::new(transport),
             router,
-            bans: skep_rpc::Bans::new(),
             clock: self.clock(),
             seed: self.root_seed().derive("beside").derive_nth(self.network().peers() as u64).number(),
             config: skep_dht::DhtConfig::default(),

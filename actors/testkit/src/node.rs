@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 use libp2p_identity::PeerId;
 use skep_dht::Dht;
 use skep_kernel::{Clock, Deadline, Seed, SharedClock, Spawner};
-use skep_rpc::{Router, SharedTransport};
+use skep_rpc::{Bans, Router, SharedTransport};
 
 use crate::{
     Sim, SimNetwork, SimTransport,
@@ -50,6 +50,8 @@ impl Life for Dht {
 pub(crate) struct Birth {
     /// Its end of the network.
     pub transport: SharedTransport,
+    /// What the transport notes of peers.
+    pub bans: Bans,
     /// What others reach in it.
     pub router: Router,
     /// Its time.
@@ -172,8 +174,10 @@ impl Node {
         let router = Router::new();
         let (process, life) = Process::start(self.0.number, |process| {
             self.0.network.rejoin(self.peer(), router.clone(), process.spawner());
+            let transport = self.0.transport.afresh();
             (self.0.boot)(Birth {
-                transport: Arc::new(self.0.transport.clone()),
+                bans: transport.bans().clone(),
+                transport: Arc::new(transport),
                 router,
                 clock: self.0.clock.clone(),
                 spawner: process.spawner(),

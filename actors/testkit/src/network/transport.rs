@@ -4,7 +4,7 @@ use futures::future::BoxFuture;
 use libp2p_identity::PeerId;
 use multiaddr::{Multiaddr, Protocol};
 use skep_kernel::{Moment, time::before};
-use skep_rpc::{Answer, Call, RpcError, Step, Transport};
+use skep_rpc::{Answer, Bans, Call, RpcError, Step, Transport};
 use skep_wire::Method;
 
 use super::{CallUnderWay, SimNetwork};
@@ -15,6 +15,7 @@ use crate::trace::Happening;
 pub struct SimTransport {
     network: SimNetwork,
     peer: PeerId,
+    bans: Bans,
 }
 
 /// Counts a call as long as it lives.
@@ -52,15 +53,26 @@ impl Drop for UnderWay {
 
 impl SimTransport {
     pub(super) fn new(network: SimNetwork, peer: PeerId) -> Self {
-        Self { network, peer }
+        Self { network, peer, bans: Bans::new() }
+    }
+
+    /// The same end without memories.
+    pub(crate) fn afresh(&self) -> Self {
+        Self::new(self.network.clone(), self.peer)
+    }
+
+    /// Peers whose calls failed lately.
+    pub fn bans(&self) -> &Bans {
+        &self.bans
     }
 }
 
 impl Transport for SimTransport {
     fn call(&self, call: Call) -> BoxFuture<'static, Result<Answer, RpcError>> {
-        let (network, from) = (self.network.clone(), self.peer);
+        let (network, from, bans) = (self.network.clone(), self.peer, self.bans.clone());
         Box::pin(async move {
             let (clock, peer, deadline) = (network.clock.clone(), call.peer, call.meta.deadline);
+            let method = call.method;
             let started = clock.now();
             let mut under_way = UnderWay::begin(&network, from, &call, started);
             let exchange = network.exchange(from, call);
@@ -70,6 +82,7 @@ impl Transport for SimTransport {
             };
             let outcome = before(&*clock, deadline, exchange).await.map_err(late).flatten();
             under_way.how = how(&outcome);
+            bans.note(clock.now(), peer, method, outcome.as_ref().err());
             outcome
         })
     }
