@@ -1,6 +1,9 @@
 //! What bad peers may send, and that it costs them an error and nobody else anything.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
@@ -9,7 +12,7 @@ use libp2p::{
     core::{muxing::StreamMuxerBox, upgrade::Version},
     noise, swarm, tcp, yamux,
 };
-use skep_rpc::{Body, Router, RpcError, Transport as _};
+use skep_rpc::{Body, Router, RpcError, Step, Transport as _};
 use skep_wire::{
     Framing, Method,
     frame::{
@@ -268,6 +271,44 @@ async fn remote_error(client: &Node, server: &Node, body: Body) -> String {
     }
 }
 
+/// A peer that never says by identify what it speaks.
+#[tokio::test]
+async fn a_backward_call_never_goes_out_without_its_id_for_want_of_a_word() {
+    let key = keypair();
+    let (seen_by, seen) = std::sync::mpsc::sync_channel(10);
+    let behaviour = streams::Behaviour::new(streams::Shared {
+        connections: Arc::default(),
+        router: Some(router(Echo)),
+        max_inbound_streams: 10,
+        negotiation_timeout: Duration::from_secs(5),
+        native: None,
+        // The stream is dropped: no call is answered.
+        accept: Box::new(move |accepted| seen_by.send(accepted.method).unwrap()),
+    });
+    let transport = crate::transport::build(&key, false, Duration::from_secs(5)).unwrap();
+    let config = swarm::Config::with_tokio_executor().with_idle_connection_timeout(Duration::from_secs(60));
+    let peer = key.public().to_peer_id();
+    let mut mute = Swarm::new(transport, behaviour, peer, config);
+    mute.listen_on("/ip4/127.0.0.1/tcp/0".parse().unwrap()).unwrap();
+    let address = loop {
+        if let swarm::SwarmEvent::NewListenAddr { address, .. } = mute.select_next_some().await {
+            break address;
+        }
+    };
+    let mute = tokio::spawn(async move { while mute.next().await.is_some() {} });
+
+    let client = Node::start_native(NetConfig::client(), Router::new());
+    client.net.add_addresses(peer, vec![address]);
+    let wait = Duration::from_millis(2500);
+    let late = client.call_within(wait, peer, Method::Backward, tensors(&[1])).await;
+    assert!(matches!(late, Err(RpcError::Deadline { step: Step::OpenStream, .. })), "{late:?}");
+    assert!(seen.try_recv().is_err(), "nothing was sent");
+    // What trains nothing takes the other wire.
+    client.call(peer, Method::Forward, tensors(&[1])).await.unwrap_err();
+    assert_eq!(seen.recv().unwrap(), Method::Forward);
+    mute.abort();
+}
+
 /// A peer without our muxer wrapper: its proposals carry the reserved prefix on the wire.
 #[tokio::test]
 async fn a_remote_that_spells_the_reserved_prefix_is_refused() {
@@ -279,7 +320,7 @@ async fn a_remote_that_spells_the_reserved_prefix_is_refused() {
         .multiplex(yamux::Config::default())
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
         .boxed();
-    let connections = std::sync::Arc::<Connections>::default();
+    let connections = Arc::<Connections>::default();
     let behaviour = streams::Behaviour::new(streams::Shared {
         connections: connections.clone(),
         router: None::<Router>,

@@ -22,8 +22,8 @@ use crate::{
     streams::{OpenError, Opened, Purpose},
 };
 
-/// How long a call waits for a fresh connection to tell whether the peer offers the native wire, and for the link's
-/// streams. Peers of hivemind answer identify, too, so none waits that long unless something is wrong.
+/// How long a call that trains nothing waits for a fresh connection to tell whether the peer offers the native wire, and
+/// for the link's streams. Peers of hivemind answer identify, too, so none waits that long unless something is wrong.
 const NATIVE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// An answer, with the memory that it holds until the caller has it.
@@ -39,7 +39,7 @@ impl From<Answer> for Received {
     }
 }
 
-/// Makes one call; it ends by its deadline.
+/// Makes one call; it ends by its deadline, which is kept here for all that it waits for.
 pub(crate) async fn call(shared: Arc<Shared>, call: Call) -> Result<Received, RpcError> {
     Counters::add(&shared.counters.calls_out);
     let (peer, method, deadline) = (call.peer, call.method, call.meta.deadline);
@@ -108,7 +108,7 @@ async fn exchange(shared: &Shared, call: Call, progress: &Progress) -> Result<Re
     let (peer, method) = (call.peer, call.method);
     if method.is_native()
         && shared.config.native
-        && let Some(link) = link(shared, peer, progress).await?
+        && let Some(link) = link(shared, &call, progress).await?
     {
         progress.at(Step::Exchange);
         return ask_link(shared, link, call).await.map(Received::from);
@@ -140,33 +140,38 @@ async fn serve_ourselves(shared: &Shared, call: Call) -> Result<Answer, RpcError
 }
 
 /// The link to a peer, connecting first if need be. A fresh connection tells by identify whether the peer offers the
-/// native wire; a call waits for that, since only that wire carries its request id. `None` if the peer does not offer it,
-/// or does not say so in time.
-async fn link(shared: &Shared, peer: PeerId, progress: &Progress) -> Result<Option<Arc<Link>>, RpcError> {
-    let (mut native, since) = match shared.connections.native(peer) {
-        Some(native) => native,
-        None => {
+/// native wire; a call waits for that. `None` if the peer does not offer it, or does not say so in time: a backward call
+/// waits to its deadline, since only that wire carries its request id. A connection that ends meanwhile is replaced once.
+async fn link(shared: &Shared, call: &Call, progress: &Progress) -> Result<Option<Arc<Link>>, RpcError> {
+    let peer = call.peer;
+    for _ in 0..3 {
+        let Some((mut native, since)) = shared.connections.native(peer) else {
             progress.at(Step::Dial);
             shared.reach(peer).await?;
-            progress.at(Step::OpenStream);
-            match shared.connections.native(peer) {
-                Some(native) => native,
-                None => return Ok(None),
+            continue;
+        };
+        progress.at(Step::OpenStream);
+        // A connection that has been silent for so long has been waited for by others.
+        let from = if matches!(*native.borrow(), Native::Unknown) { since } else { shared.clock.now() };
+        let patience = Deadline::after(from, NATIVE_PATIENCE);
+        let wait = native.wait_for(|native| matches!(native, Native::Ready(_) | Native::Absent));
+        let known = match call.method {
+            Method::Backward => Ok(wait.await),
+            _ => before(&*shared.clock, patience, wait).await,
+        };
+        match known {
+            Ok(Ok(native)) => {
+                return Ok(match &*native {
+                    Native::Ready(link) => Some(link.clone()),
+                    _ => None,
+                });
             }
+            // The connection ended.
+            Ok(Err(_)) => {}
+            Err(_) => return Ok(None),
         }
-    };
-    // A connection that has been silent for so long has been waited for by others.
-    let from = if matches!(*native.borrow(), Native::Unknown) { since } else { shared.clock.now() };
-    let patience = Deadline::after(from, NATIVE_PATIENCE);
-    let wait = async {
-        // The connection's end is an answer, too.
-        let known = native.wait_for(|native| matches!(native, Native::Ready(_) | Native::Absent)).await;
-        match known.as_deref() {
-            Ok(Native::Ready(link)) => Some(link.clone()),
-            _ => None,
-        }
-    };
-    Ok(before(&*shared.clock, patience, wait).await.ok().flatten())
+    }
+    Err(RpcError::Unreachable { peer, step: Step::OpenStream, reason: "the connection closed".to_owned() })
 }
 
 /// Opens a stream, connecting first if need be. A connection that closes meanwhile is replaced once.
