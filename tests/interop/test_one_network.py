@@ -80,6 +80,16 @@ def test_a_skep_dht_node_brings_python_servers_and_clients_together(start, join)
     assert expert(torch.randn(2, 32)).shape == (2, 32)
 
 
+@pytest.mark.parametrize("kind", ["skep", "hivemind"])
+def test_a_client_that_joined_a_lone_node_reaches_those_that_join_later(start, join, kind):
+    bootstrap = start.skep("dht")
+    early = join(bootstrap.address)
+    assert early.get("nothing") is None  # its daemon has met the node by now
+    getattr(start, kind)("serve", *FFN, "--expert_uids", "later.0", "--initial_peers", bootstrap.address)
+    (expert,) = experts(early, "later.0")
+    assert expert(torch.randn(2, 32)).shape == (2, 32)
+
+
 def test_what_python_stores_through_skep_others_read_there(start, join):
     bootstrap = start.skep("dht")
     writer, reader = join(bootstrap.address, client_mode=False), join(bootstrap.address)

@@ -24,13 +24,11 @@ use skep_wire::{
 };
 
 use crate::{
-    NetConfig, NetLimits, io,
+    NetConfig, NetLimits,
+    common::*,
+    io,
     streams::{self, Connections, OpenError, Opened},
 };
-
-#[path = "../tests/common/mod.rs"]
-mod common;
-use common::*;
 
 const ID: unary::CallId = [9; 16];
 

@@ -6,7 +6,7 @@ use libp2p::{
 };
 use libp2p_identity::Keypair;
 
-use crate::{NetConfig, NetError, gate::Gate, peers::SharedBook, streams, transport};
+use crate::{NetConfig, NetError, gate::Gate, peers::SharedBook, routing::Routing, streams, transport};
 
 /// hivemind's p2pd finds addresses with IPFS's own Kademlia (docs/wire.md §1.3).
 pub(crate) const KAD: StreamProtocol = StreamProtocol::new("/ipfs/kad/1.0.0");
@@ -19,7 +19,7 @@ pub(crate) struct Behaviour {
     gate: Gate,
     pub(crate) identify: identify::Behaviour,
     ping: ping::Behaviour,
-    pub(crate) kad: kad::Behaviour<kad::store::MemoryStore>,
+    pub(crate) kad: Routing,
     streams: streams::Behaviour,
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn swarm(
         gate: Gate::new(config.allow_peers.clone(), limits.max_connections, limits.reserved_connections, book),
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::default(),
-        kad,
+        kad: Routing::new(kad, peer),
         streams: streams::Behaviour::new(streams),
     };
     let swarm_config = swarm::Config::with_tokio_executor()

@@ -18,6 +18,9 @@ extern crate self as skep_net;
 mod abuse;
 mod behaviour;
 mod budget;
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod common;
 mod config;
 mod error;
 mod gate;
@@ -33,6 +36,7 @@ mod peers;
 #[cfg(test)]
 mod pipe;
 pub mod probe;
+mod routing;
 mod security;
 mod slashless;
 mod status;
