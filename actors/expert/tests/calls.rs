@@ -12,7 +12,7 @@ use skep_testkit::{ScriptedBackend, Sim, Wire};
 use skep_wire::{
     Compression, DType, ExpertInfo, Method, TensorDescriptor,
     compression::{compress, decompress},
-    proto::runtime,
+    proto::{self, runtime},
 };
 
 fn scale(uid: &str, factor: f32) -> HostedExpert {
@@ -29,7 +29,7 @@ fn info_forward_and_backward_answer_by_schema() {
         let request = runtime::ExpertUid { uid: "ffn.0.1".to_owned() };
         let info = hive.call(Method::Info, Body::Message(request.encode_to_vec().into())).await.unwrap();
         let Body::Message(info) = info.body else { panic!("a message is expected") };
-        let info = runtime::ExpertInfo::decode(&info[..]).unwrap();
+        let info = proto::decode::<runtime::ExpertInfo>(info).unwrap();
         let expected = hive.server.experts()[0].info().clone();
         assert_eq!(ExpertInfo::decode(&info.serialized_info).unwrap(), expected);
 
@@ -40,6 +40,19 @@ fn info_forward_and_backward_answer_by_schema() {
         let g = hive.call(Method::Backward, body("ffn.0.1", &[x, rows(4, 2, 2.0)])).await.unwrap();
         assert_eq!(tensors(g), [rows(4, 2, 6.0)]);
         assert_eq!(hive.server.status().experts[0].steps, 1);
+    });
+}
+
+#[test]
+fn a_question_for_a_schema_of_too_many_fields_is_refused() {
+    Sim::with_seed(1).run(|sim| async move {
+        let hive = Hive::with(&sim, ServerConfig::default(), vec![scale("ffn.0.1", 3.0)]).await;
+        let question = runtime::ExpertUid { uid: "ffn.0.1".to_owned() }.encode_to_vec();
+        let padded = |fields: usize| [question.clone(), [0x78, 0].repeat(fields)].concat();
+        let ask = |message: Vec<u8>| hive.call(Method::Info, Body::Message(message.into()));
+        assert!(ask(padded(proto::MAX_FIELDS - 1)).await.is_ok());
+        let error = ask(padded(proto::MAX_FIELDS)).await.unwrap_err();
+        assert!(error.to_string().contains("more than 131072 fields"), "{error}");
     });
 }
 

@@ -32,7 +32,8 @@ pub(crate) async fn fetch_info(
     let Body::Message(bytes) = answer else {
         return Err(malformed("tensors instead of an expert's schema".to_owned()));
     };
-    let info = proto::runtime::ExpertInfo::decode(bytes).map_err(|error| malformed(error.to_string()))?;
+    let info = proto::decode::<proto::runtime::ExpertInfo>(bytes);
+    let info = info.map_err(|error| malformed(error.to_string()))?;
     ExpertInfo::decode(&info.serialized_info).map_err(|error| malformed(error.to_string()))
 }
 

@@ -2,12 +2,16 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::*;
+use futures::future::BoxFuture;
+use libp2p_identity::PeerId;
 use skep_kernel::time::before;
-use skep_moe::RemoteExpert;
-use skep_rpc::{RpcError, Step};
+use skep_moe::{Client, RemoteExpert};
+use skep_rpc::{Answer, Body, Call, RpcError, SharedTransport, Step, Transport};
 use skep_testkit::{Latency, ScriptedBackend, Sim, Wire};
-use skep_wire::{HostTensor, Method};
+use skep_wire::{HostTensor, Method, proto::MAX_FIELDS};
 
 #[test]
 fn an_expert_is_found_by_its_name_and_answers_with_its_schema() {
@@ -49,6 +53,52 @@ fn backward_trains_the_expert_and_returns_input_gradients() {
         let outputs = expert.forward(vec![filled(&[1, WIDTH], 1.0)], within(&sim, millis(1000))).await.unwrap();
         // weight -= 0.1 · Σ 0.5 · 1 over 8 values
         assert_eq!(outputs[0], filled(&[1, WIDTH], 2.6));
+    });
+}
+
+/// Adds a field that nobody knows to every schema, so many times.
+struct Padding(SharedTransport, usize);
+
+impl Transport for Padding {
+    fn call(&self, call: Call) -> BoxFuture<'static, Result<Answer, RpcError>> {
+        let (answering, fields) = (self.0.call(call), self.1);
+        Box::pin(async move {
+            let answer = answering.await?;
+            let body = match answer.body {
+                Body::Message(schema) => Body::Message([&schema[..], &[0x78, 0].repeat(fields)].concat().into()),
+                tensors @ Body::Tensors(_) => tensors,
+            };
+            Ok(Answer { body, ..answer })
+        })
+    }
+
+    fn local_peer(&self) -> PeerId {
+        self.0.local_peer()
+    }
+
+    fn addresses(&self) -> Vec<multiaddr::Multiaddr> {
+        self.0.addresses()
+    }
+
+    fn add_addresses(&self, peer: PeerId, addresses: Vec<multiaddr::Multiaddr>) {
+        self.0.add_addresses(peer, addresses);
+    }
+}
+
+#[test]
+fn a_schema_of_too_many_fields_is_malformed() {
+    Sim::with_seed(5).run(|sim| async move {
+        let hive = sim.servers(1).experts(["expert.0"]).start().await;
+        let client = sim.client(&hive).await;
+        let peer = hive.servers()[0].peer();
+        let described = async |fields: usize| {
+            let transport = Arc::new(Padding(client.transport.clone(), fields));
+            let client = Client { transport, ..client.clone() };
+            RemoteExpert::at(&client, "expert.0".parse().unwrap(), peer, within(&sim, millis(1000))).await.map(drop)
+        };
+        assert_eq!(described(MAX_FIELDS - 1).await, Ok(()));
+        let Err(RpcError::Malformed { reason, .. }) = described(MAX_FIELDS).await else { panic!("it is refused") };
+        assert!(reason.contains("more than 131072 fields"), "{reason}");
     });
 }
 

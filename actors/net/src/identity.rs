@@ -10,10 +10,12 @@ use std::{
 };
 
 use libp2p_identity::{Keypair, PeerId};
-use prost::Message as _;
 use rsa::pkcs1::EncodeRsaPrivateKey as _;
 use serde::{Deserialize, Serialize};
-use skep_wire::proto::crypto::{KeyType, PrivateKey};
+use skep_wire::proto::{
+    self,
+    crypto::{KeyType, PrivateKey},
+};
 
 /// The kind of a new key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +53,7 @@ impl Identity {
 
     /// The PKCS#1 form of an RSA key; `None` for keys of other kinds. Secret.
     pub fn rsa_pkcs1_der(&self) -> Option<Vec<u8>> {
-        let key = PrivateKey::decode(&self.encoded[..]).ok()?;
+        let key = proto::decode::<PrivateKey>(&self.encoded[..]).ok()?;
         (key.key_type() == KeyType::Rsa).then(|| key.data.to_vec())
     }
 

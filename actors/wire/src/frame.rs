@@ -9,6 +9,8 @@ pub mod native;
 pub mod stream;
 pub mod unary;
 
+use crate::proto::MessageError;
+
 /// Why bytes are no frame.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
@@ -70,8 +72,8 @@ pub enum FrameError {
     Duplicate(u64),
 }
 
-impl From<prost::DecodeError> for FrameError {
-    fn from(error: prost::DecodeError) -> Self {
+impl From<MessageError> for FrameError {
+    fn from(error: MessageError) -> Self {
         FrameError::Protobuf(error.to_string())
     }
 }

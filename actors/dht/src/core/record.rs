@@ -12,9 +12,12 @@ use skep_wire::{
     dht_value::{DictionaryItem, DictionaryValue, SubkeyTag},
     limits::MAX_UNARY_FRAME,
     msgpack,
-    proto::dht::{
-        FindRequest, FindResponse, FindResult, NodeInfo, PingRequest, PingResponse, ResultType, StoreRequest,
-        StoreResponse,
+    proto::{
+        self, MessageError,
+        dht::{
+            FindRequest, FindResponse, FindResult, NodeInfo, PingRequest, PingResponse, ResultType, StoreRequest,
+            StoreResponse,
+        },
     },
 };
 
@@ -64,22 +67,23 @@ impl Request {
         .into()
     }
 
+    /// Byte fields are copied: a stored record must not keep the frame that brought it in memory.
     pub fn decode(method: Method, body: &[u8]) -> Result<Self, Malformed> {
         let malformed = |reason: String| Malformed { method, reason };
-        let protobuf = |error: prost::DecodeError| malformed(error.to_string());
+        let protobuf = |error: MessageError| malformed(error.to_string());
         let (peer, ask) = match method {
             Method::Ping => {
-                let ping = PingRequest::decode(body).map_err(protobuf)?;
+                let ping = proto::decode::<PingRequest>(body).map_err(protobuf)?;
                 (ping.peer, Ask::Ping { validate: ping.validate })
             }
             Method::Find => {
-                let find = FindRequest::decode(body).map_err(protobuf)?;
+                let find = proto::decode::<FindRequest>(body).map_err(protobuf)?;
                 check_count(find.keys.len(), MAX_KEYS).map_err(malformed)?;
                 let keys = find.keys.iter().map(read_id).collect::<Result<_, _>>().map_err(malformed)?;
                 (find.peer, Ask::Find(keys))
             }
             Method::Store => {
-                let store = StoreRequest::decode(body).map_err(protobuf)?;
+                let store = proto::decode::<StoreRequest>(body).map_err(protobuf)?;
                 let records = read_records(&store).map_err(malformed)?;
                 (store.peer, Ask::Store(records))
             }
@@ -104,20 +108,21 @@ impl Response {
         .into()
     }
 
+    /// Byte fields are copied: a stored record must not keep the frame that brought it in memory.
     pub fn decode(method: Method, body: &[u8]) -> Result<Self, Malformed> {
         let malformed = |reason: String| Malformed { method, reason };
-        let protobuf = |error: prost::DecodeError| malformed(error.to_string());
+        let protobuf = |error: MessageError| malformed(error.to_string());
         let (peer, tell) = match method {
             Method::Ping => {
-                let ping = PingResponse::decode(body).map_err(protobuf)?;
+                let ping = proto::decode::<PingResponse>(body).map_err(protobuf)?;
                 (ping.peer, Tell::Ping { available: ping.available, dht_time: ping.dht_time })
             }
             Method::Store => {
-                let store = StoreResponse::decode(body).map_err(protobuf)?;
+                let store = proto::decode::<StoreResponse>(body).map_err(protobuf)?;
                 (store.peer, Tell::Store(store.store_ok))
             }
             Method::Find => {
-                let find = FindResponse::decode(body).map_err(protobuf)?;
+                let find = proto::decode::<FindResponse>(body).map_err(protobuf)?;
                 check_count(find.results.len(), MAX_KEYS).map_err(malformed)?;
                 (find.peer, Tell::Find(find.results.iter().map(read_finding).collect()))
             }
@@ -268,4 +273,23 @@ fn read_dictionary(bytes: &[u8]) -> Result<BTreeMap<Bytes, Timed<Bytes>>, String
 /// A subkey as skep would write it, so that one value has one form; `None` if it is no MessagePack value.
 pub(crate) fn canonical_subkey(subkey: &Bytes) -> Option<Bytes> {
     msgpack::deserialize(subkey).ok().map(|value| msgpack::serialize(&value))
+}
+
+#[cfg(test)]
+mod tests {
+    use skep_wire::proto::MAX_FIELDS;
+
+    use super::*;
+
+    #[test]
+    fn calls_and_answers_of_too_many_fields_are_refused_unread() {
+        // A field that nobody knows, so that no other limit is in the way.
+        let unknown = [0x78, 0].repeat(MAX_FIELDS + 1);
+        for method in [Method::Ping, Method::Store, Method::Find] {
+            assert!(Request::decode(method, &unknown[2..]).is_ok() && Response::decode(method, &unknown[2..]).is_ok());
+            let refused =
+                [Request::decode(method, &unknown).unwrap_err(), Response::decode(method, &unknown).unwrap_err()];
+            assert!(refused.iter().all(|error| error.reason.contains("more than 131072 fields")), "{refused:?}");
+        }
+    }
 }

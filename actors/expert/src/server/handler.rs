@@ -9,7 +9,10 @@ use skep_rpc::{Answer, Body, Inbound, RequestKey, ServeError, Service, TensorBod
 use skep_wire::{
     Compression, HostTensor, Method,
     compression::{compress, decompress},
-    proto::runtime::{ExpertInfo, ExpertUid, Tensor},
+    proto::{
+        self,
+        runtime::{ExpertInfo, ExpertUid, Tensor},
+    },
 };
 use tracing::debug;
 
@@ -63,7 +66,7 @@ impl RequestHandler {
     }
 
     fn info(&self, message: &[u8]) -> Result<Answer, ServeError> {
-        let request = ExpertUid::decode(message)
+        let request = proto::decode::<ExpertUid>(message)
             .map_err(|error| ServeError::Invalid(format!("malformed request for expert info: {error}")))?;
         let expert = self.directory.find(&request.uid)?;
         let info = ExpertInfo { serialized_info: expert.info().encode().into() };

@@ -7,7 +7,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use prost::Message as _;
 
 use super::FrameError;
-use crate::{limits::MAX_STREAM_FRAME, proto::p2pd::RpcError};
+use crate::{
+    limits::MAX_STREAM_FRAME,
+    proto::{self, p2pd::RpcError},
+};
 
 /// Bytes before the payload.
 pub const HEADER_LEN: usize = 9;
@@ -76,7 +79,7 @@ impl Frame {
         match kind {
             Kind::Message => Ok(Frame::Message(payload)),
             Kind::Error if payload.is_empty() => Ok(Frame::End),
-            Kind::Error => Ok(Frame::Error(RpcError::decode(payload)?.message.unwrap_or_default())),
+            Kind::Error => Ok(Frame::Error(proto::decode::<RpcError>(payload)?.message.unwrap_or_default())),
         }
     }
 }

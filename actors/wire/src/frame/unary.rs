@@ -3,15 +3,15 @@
 //! The caller keeps its write side open until the answer has arrived; bytes after the request mean that it gave up.
 
 use bytes::{Buf, Bytes, BytesMut};
-use prost::{
-    Message as _,
-    encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len},
-};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 use super::FrameError;
 use crate::{
     limits::MAX_UNARY_FRAME,
-    proto::p2pd::{CallUnaryRequest, CallUnaryResponse, Message, Outcome, PersistentConnectionRequest},
+    proto::{
+        self,
+        p2pd::{CallUnaryRequest, CallUnaryResponse, Message, Outcome, PersistentConnectionRequest},
+    },
 };
 
 /// The 16 bytes that tie an answer to its request.
@@ -74,7 +74,7 @@ impl Length {
 impl Frame {
     /// Reads a body, that is a frame without its length. Data are slices of `body`.
     pub fn decode(body: Bytes) -> Result<Frame, FrameError> {
-        let PersistentConnectionRequest { call_id, message } = PersistentConnectionRequest::decode(body)?;
+        let PersistentConnectionRequest { call_id, message } = proto::decode(body)?;
         let call_id = CallId::try_from(call_id.as_ref()).map_err(|_| FrameError::CallId(call_id.len()))?;
         let message = match message.ok_or(FrameError::NoMessage)? {
             Message::CallUnary(CallUnaryRequest { peer, proto, data }) => UnaryMessage::Request { peer, proto, data },

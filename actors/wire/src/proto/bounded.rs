@@ -1,6 +1,6 @@
 //! Decoding of messages from peers, with a bound on what it may allocate.
 
-use bytes::Bytes;
+use bytes::Buf;
 use prost::{
     DecodeError, Message,
     encoding::{DecodeContext, decode_key, skip_field},
@@ -22,9 +22,12 @@ pub enum MessageError {
     TooManyFields,
 }
 
-/// Reads a message of a peer; byte fields are slices of `bytes`. Refuses messages of more than [`MAX_FIELDS`] fields
-/// before anything is allocated.
-pub fn decode<M: Message + Default>(bytes: Bytes) -> Result<M, MessageError> {
+/// Reads a message of a peer. Refuses messages of more than [`MAX_FIELDS`] fields before anything is allocated.
+///
+/// Byte fields are slices of `bytes` when these are [`Bytes`](bytes::Bytes), and keep all of them in memory; they are
+/// copies when `bytes` is a `&[u8]`.
+#[allow(clippy::disallowed_methods, reason = "the number of fields is bounded here")]
+pub fn decode<M: Message + Default>(bytes: impl Buf + AsRef<[u8]>) -> Result<M, MessageError> {
     let mut rest = bytes.as_ref();
     let mut fields = 0;
     while !rest.is_empty() {

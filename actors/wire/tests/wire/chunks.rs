@@ -4,7 +4,7 @@ use prost::Message;
 use skep_wire::{
     chunk::{AssembleError, Assembler, split, split_for_streaming},
     limits::STREAM_CHUNK,
-    proto::runtime::Tensor,
+    proto::{self, runtime::Tensor},
 };
 
 use crate::support::{unhex, vectors};
@@ -22,7 +22,7 @@ fn assemble(pieces: Vec<Tensor>) -> Vec<Tensor> {
 #[test]
 fn pieces_are_cut_where_python_cuts_them() {
     for case in vectors("tensors.json")["split_for_streaming"].as_array().unwrap() {
-        let whole = Tensor::decode(unhex(&case["whole"])).unwrap();
+        let whole = proto::decode::<Tensor>(unhex(&case["whole"])).unwrap();
         let pieces = split(whole.clone(), case["chunk_size"].as_u64().unwrap() as usize);
         let expected: Vec<_> = case["parts"].as_array().unwrap().iter().map(unhex).collect();
         assert_eq!(pieces.iter().map(Message::encode_to_vec).collect::<Vec<_>>(), expected);

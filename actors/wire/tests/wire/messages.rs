@@ -12,7 +12,7 @@ use skep_wire::proto::{
 use crate::support::{unhex, vectors};
 
 fn reencode<M: Message + Default>(bytes: &Bytes) -> Vec<u8> {
-    M::decode(bytes.clone()).unwrap().encode_to_vec()
+    proto::decode::<M>(bytes.clone()).unwrap().encode_to_vec()
 }
 
 fn recorded(name: &str) -> Bytes {
@@ -46,16 +46,16 @@ fn a_client_mode_node_sends_an_empty_but_present_node_info() {
 
 #[test]
 fn fields_of_recorded_messages_are_where_they_belong() {
-    let ping = PingResponse::decode(recorded("ping_response")).unwrap();
+    let ping = proto::decode::<PingResponse>(recorded("ping_response")).unwrap();
     assert_eq!((ping.dht_time, ping.available), (1_700_000_000.5, true));
     assert_eq!(ping.peer.unwrap().node_id.len(), 20);
 
-    let store = StoreRequest::decode(recorded("store_subkey")).unwrap();
+    let store = proto::decode::<StoreRequest>(recorded("store_subkey")).unwrap();
     assert_eq!(store.subkeys, [Bytes::from_static(&[0]), Bytes::from_static(&[3])]);
     assert_eq!(store.expiration_time, [4_102_444_800.0, 4_102_444_801.0]);
     assert_eq!(store.in_cache, [false, false]);
 
-    let find = FindResponse::decode(recorded("find_response")).unwrap();
+    let find = proto::decode::<FindResponse>(recorded("find_response")).unwrap();
     let types: Vec<_> = find.results.iter().map(|r| r.r#type()).collect();
     assert_eq!(types, [ResultType::FoundRegular, ResultType::FoundDictionary, ResultType::NotFound]);
     assert_eq!(find.results[1].nearest_peer_ids.len(), 2);
@@ -64,10 +64,10 @@ fn fields_of_recorded_messages_are_where_they_belong() {
 #[test]
 fn repeated_numbers_are_read_packed_and_unpacked() {
     let unpacked = [0x10, 1, 0x10, 0, 0x10, 1];
-    assert_eq!(StoreResponse::decode(&unpacked[..]).unwrap().store_ok, [true, false, true]);
+    assert_eq!(proto::decode::<StoreResponse>(&unpacked[..]).unwrap().store_ok, [true, false, true]);
     let mut one = vec![0x29];
     one.extend_from_slice(&7.5f64.to_le_bytes());
-    assert_eq!(StoreRequest::decode(&one[..]).unwrap().expiration_time, [7.5]);
+    assert_eq!(proto::decode::<StoreRequest>(&one[..]).unwrap().expiration_time, [7.5]);
 }
 
 #[test]
@@ -133,8 +133,10 @@ fn gathered_segments_are_the_bytes_of_the_message_and_share_large_buffers() {
 fn buffers_of_a_received_message_are_slices_of_it() {
     let tensor = Tensor { buffer: vec![1; 5000].into(), ..Tensor::default() };
     let bytes = Bytes::from(gather_response(&[tensor]).concat());
-    let read = ExpertResponse::decode(bytes.clone()).unwrap();
+    let read = proto::decode::<ExpertResponse>(bytes.clone()).unwrap();
     assert!(bytes.as_ptr_range().contains(&read.tensors[0].buffer.as_ptr()));
+    let copied = proto::decode::<ExpertResponse>(&bytes[..]).unwrap();
+    assert!(!bytes.as_ptr_range().contains(&copied.tensors[0].buffer.as_ptr()), "a slice is not kept");
 }
 
 #[test]
