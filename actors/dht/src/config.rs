@@ -45,6 +45,8 @@ pub struct DhtConfig {
     pub max_record_bytes: usize,
     /// Bytes under one key.
     pub max_bytes_per_key: usize,
+    /// How long a record is held, however late it expires, for the network or in the cache.
+    pub max_record_life: f64,
     /// Records in the cache. At the limit what expires first goes.
     pub max_cached_records: usize,
     /// Bytes in the cache.
@@ -78,6 +80,7 @@ impl Default for DhtConfig {
             max_records: 200_000,
             max_record_bytes: 64 << 20,
             max_bytes_per_key: 1 << 20,
+            max_record_life: 86_400.0,
             max_cached_records: 50_000,
             max_cached_bytes: 16 << 20,
             max_commands: 256,
@@ -110,6 +113,7 @@ impl DhtConfig {
             ("allowed_clock_difference", self.allowed_clock_difference),
             ("update_period", self.update_period),
             ("expiration", self.expiration.unwrap_or(1.0)),
+            ("max_record_life", self.max_record_life),
         ];
         for (key, value) in seconds {
             if !(value > 0.0 && value <= MAX_SECONDS) {

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{DhtId, Stored, Timed};
 
-/// Cached records. Those that were read are refreshed so many seconds before they expire.
+/// Cached records. Those that were read are refreshed so many seconds before they are dropped.
 #[derive(Debug)]
 pub(crate) struct Cache {
     records: Storage,
@@ -37,7 +37,8 @@ impl Cache {
     pub fn read(&mut self, now: WallTime, key: &DhtId) -> Option<Timed<Stored>> {
         let found = self.records.get(now, key)?;
         if self.marks.len() < self.max_marks {
-            let at = Expiry(found.expiration.0 - self.refresh_before);
+            let until = self.records.until(key).unwrap_or(found.expiration);
+            let at = Expiry(until.0 - self.refresh_before);
             if let Some(before) = self.marks.insert(*key, at) {
                 self.due.remove(&(before, *key));
             }
@@ -57,8 +58,8 @@ impl Cache {
         while let Some((_, key)) = self.due.first().copied().filter(|(at, _)| at.0 <= now.0 && due.len() < most) {
             self.due.pop_first();
             self.marks.remove(&key);
-            let expiration = self.records.expiration(&key);
-            if expiration.is_some_and(|expiration| expiration.0 - self.refresh_before <= now.0) {
+            let until = self.records.until(&key);
+            if until.is_some_and(|until| until.0 - self.refresh_before <= now.0) {
                 due.push(key);
             }
         }

@@ -177,6 +177,7 @@ impl Node {
             records: config.max_records,
             bytes: config.max_record_bytes,
             bytes_per_key: config.max_bytes_per_key,
+            life: config.max_record_life,
         };
         let cached = Limits { records: config.max_cached_records, bytes: config.max_cached_bytes, ..main };
         Self {

@@ -1,4 +1,4 @@
-//! Records held by this node, for the network or as a cache (§6.7), bounded in number and bytes.
+//! Records held by this node, for the network or as a cache (§6.7), bounded in number, bytes and life.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,6 +30,9 @@ pub(crate) struct Limits {
     pub bytes: usize,
     /// Bytes under one key: a dictionary must fit an answer.
     pub bytes_per_key: usize,
+    /// Seconds for which a record is held, however late it expires. Its expiration stays as it was told: it decides which
+    /// of two records is newer, and signatures cover it.
+    pub life: f64,
 }
 
 /// Allowance for bookkeeping in the bytes of one record.
@@ -39,6 +42,8 @@ const OVERHEAD: usize = 64;
 struct Held {
     value: Bytes,
     expiration: WallTime,
+    /// When it is dropped: at its expiration, or at the end of its life here.
+    until: Expiry,
     /// Who brought it; `None` is this node itself.
     owner: Option<PeerId>,
 }
@@ -68,7 +73,8 @@ pub(crate) struct Storage {
     when_full: WhenFull,
     limits: Limits,
     entries: BTreeMap<DhtId, Entry>,
-    by_expiry: BTreeSet<(Expiry, Place)>,
+    /// What is dropped next comes first.
+    by_end: BTreeSet<(Expiry, Place)>,
     total: Usage,
     per_peer: BTreeMap<PeerId, Usage>,
 }
@@ -79,7 +85,7 @@ impl Storage {
             when_full,
             limits,
             entries: BTreeMap::new(),
-            by_expiry: BTreeSet::new(),
+            by_end: BTreeSet::new(),
             total: Usage::default(),
             per_peer: BTreeMap::new(),
         }
@@ -100,7 +106,7 @@ impl Storage {
         if !is_acceptable(expiration, now) || latest.is_some_and(|latest| expiration.0 <= latest.0) {
             return false;
         }
-        let held = Held { value, expiration, owner };
+        let held = self.held_from(now, value, expiration, owner);
         let replaced: Vec<Place> = self.places(&key);
         self.insert((key, None), held, &replaced)
     }
@@ -129,7 +135,8 @@ impl Storage {
             return false;
         }
         let replaced: Vec<Place> = rival.into_iter().map(|(place, _)| place).collect();
-        self.insert(place, Held { value, expiration, owner }, &replaced)
+        let held = self.held_from(now, value, expiration, owner);
+        self.insert(place, held, &replaced)
     }
 
     /// Stores every item of a dictionary that is newer than ours; tells whether there were any and all of them were.
@@ -184,6 +191,11 @@ impl Storage {
         self.entries.get(key).map(Entry::expiration)
     }
 
+    /// When what is stored under a key is dropped, a dictionary with its last item: not later than it expires.
+    pub fn until(&self, key: &DhtId) -> Option<WallTime> {
+        self.entries.get(key).map(Entry::until)
+    }
+
     /// Records held.
     pub fn records(&self) -> usize {
         self.total.records
@@ -194,15 +206,20 @@ impl Storage {
         self.total.bytes
     }
 
-    /// Drops what has expired.
+    /// Drops what has expired, and what has been held for long enough.
     pub fn expire(&mut self, now: WallTime) {
-        while let Some((expiry, place)) = self.by_expiry.first() {
-            if is_valid(WallTime(expiry.0), now) {
+        while let Some((end, place)) = self.by_end.first() {
+            if is_valid(WallTime(end.0), now) {
                 break;
             }
             let place = place.clone();
             self.remove(&place);
         }
+    }
+
+    fn held_from(&self, now: WallTime, value: Bytes, expiration: WallTime, owner: Option<PeerId>) -> Held {
+        let until = Expiry(expiration.0.min(now.0 + self.limits.life));
+        Held { value, expiration, until, owner }
     }
 
     /// Puts a record at its place if there is room without `replaced`, which then goes.
@@ -241,9 +258,9 @@ impl Storage {
         let fits =
             |total: Usage| total.records - replaces < limits.records && total.bytes - freed + cost <= limits.bytes;
         while !fits(self.total) {
-            let victim = self.by_expiry.iter().find(|(_, place)| !replaced.contains(place));
+            let victim = self.by_end.iter().find(|(_, place)| !replaced.contains(place));
             match (self.when_full, victim) {
-                (WhenFull::EvictEarliest, Some((expiry, place))) if expiry.0 < held.expiration.0 => {
+                (WhenFull::EvictEarliest, Some((end, place))) if *end < held.until => {
                     let place = place.clone();
                     self.remove(&place);
                 }
@@ -261,7 +278,7 @@ impl Storage {
             used.records += 1;
             used.bytes += cost;
         }
-        self.by_expiry.insert((Expiry(held.expiration.0), place.clone()));
+        self.by_end.insert((held.until, place.clone()));
         match place {
             (key, None) => drop(self.entries.insert(key, Entry::Regular(held))),
             (key, Some(subkey)) => {
@@ -296,7 +313,7 @@ impl Storage {
         };
         let Some(held) = held else { return };
         let cost = cost(place, &held.value);
-        self.by_expiry.remove(&(Expiry(held.expiration.0), place.clone()));
+        self.by_end.remove(&(held.until, place.clone()));
         self.total.records -= 1;
         self.total.bytes -= cost;
         let Some(peer) = held.owner else { return };
@@ -340,6 +357,14 @@ impl Entry {
             }
         }
     }
+
+    fn until(&self) -> WallTime {
+        let last = match self {
+            Entry::Regular(held) => Some(held.until),
+            Entry::Dictionary { items, .. } => items.values().map(|held| held.until).max(),
+        };
+        WallTime(last.map_or(f64::NEG_INFINITY, |last| last.0))
+    }
 }
 
 impl Held {
@@ -364,7 +389,7 @@ mod tests {
     const NOW: WallTime = WallTime(1000.0);
 
     fn limits(records: usize) -> Limits {
-        Limits { records, bytes: 1 << 20, bytes_per_key: 1 << 19 }
+        Limits { records, bytes: 1 << 20, bytes_per_key: 1 << 19, life: 1e6 }
     }
 
     fn put(storage: &mut Storage, n: usize, expiration: f64, owner: Option<PeerId>) -> bool {
@@ -393,7 +418,7 @@ mod tests {
 
     #[test]
     fn a_quarter_counts_bytes_too() {
-        let mut storage = Storage::new(WhenFull::Refuse, Limits { records: 1000, bytes: 4000, bytes_per_key: 4000 });
+        let mut storage = Storage::new(WhenFull::Refuse, Limits { bytes: 4000, bytes_per_key: 4000, ..limits(1000) });
         let value = Bytes::from(vec![0; 950]);
         let peer = Some(PeerId::random());
         assert!(!storage.store(NOW, DhtId([1; 20]), value.clone(), WallTime(2000.0), peer));
@@ -448,6 +473,28 @@ mod tests {
     }
 
     #[test]
+    fn what_never_expires_is_dropped_at_the_end_of_its_life() {
+        let mut storage = Storage::new(WhenFull::Refuse, Limits { life: 500.0, ..limits(2) });
+        let (eternal, far) = (f64::INFINITY, 1e300);
+        assert!(put(&mut storage, 0, eternal, None) && put(&mut storage, 1, far, None));
+        let key = DhtId::of_bytes(&0usize.to_be_bytes());
+        let told = storage.get(WallTime(1499.0), &key).map(|found| found.expiration);
+        assert_eq!(told, Some(WallTime(eternal)), "readers, and signatures, see what was stored");
+        assert!(!put(&mut storage, 2, 2000.0, None), "it is full");
+        storage.expire(WallTime(1501.0));
+        assert_eq!((storage.records(), storage.bytes()), (0, 0));
+        assert!(put(&mut storage, 0, eternal, None), "whoever still wants it stores it again");
+    }
+
+    #[test]
+    fn a_full_cache_lets_newcomers_in_whatever_the_expirations_of_those_before() {
+        let mut cache = Storage::new(WhenFull::EvictEarliest, Limits { life: 500.0, ..limits(2) });
+        assert!(put(&mut cache, 0, f64::INFINITY, None) && put(&mut cache, 1, f64::INFINITY, None));
+        let later = cache.store(WallTime(1100.0), DhtId([9; 20]), Bytes::new(), WallTime(1550.0), None);
+        assert!(later && cache.records() == 2);
+    }
+
+    #[test]
     fn accounts_balance_whatever_happens() {
         let mut storage = Storage::new(WhenFull::EvictEarliest, limits(50));
         let peers: Vec<Option<PeerId>> = vec![None, Some(PeerId::random()), Some(PeerId::random())];
@@ -469,13 +516,13 @@ mod tests {
             let places: Vec<Place> = storage.entries.keys().flat_map(|key| storage.places(key)).collect();
             assert_eq!(storage.total.records, places.len());
             assert_eq!(storage.total.bytes, places.iter().map(|place| storage.cost_at(place)).sum::<usize>());
-            assert_eq!(storage.by_expiry.len(), places.len());
+            assert_eq!(storage.by_end.len(), places.len());
             let per_peer: usize = storage.per_peer.values().map(|used| used.records).sum();
             let owned = places.iter().filter(|place| storage.held(place).unwrap().owner.is_some()).count();
             assert_eq!(per_peer, owned);
         }
         storage.expire(WallTime(1e9));
         assert_eq!((storage.records(), storage.bytes()), (0, 0));
-        assert!(storage.per_peer.is_empty() && storage.by_expiry.is_empty());
+        assert!(storage.per_peer.is_empty() && storage.by_end.is_empty());
     }
 }

@@ -64,6 +64,16 @@ impl Timed<Stored> {
         }
     }
 
+    /// Leaves out what expires after `latest`; `None` when nothing remains.
+    pub(crate) fn ending_by(mut self, latest: WallTime) -> Option<Timed<Stored>> {
+        if let Stored::Dictionary(items) = &mut self.value {
+            items.retain(|_, item| item.expiration.0 <= latest.0);
+            let last = items.values().map(|item| Expiry(item.expiration.0)).max()?;
+            self.expiration = WallTime(last.0);
+        }
+        (self.expiration.0 <= latest.0).then_some(self)
+    }
+
     /// Leaves out what has expired; `None` when nothing remains.
     pub(crate) fn valid_at(mut self, now: WallTime) -> Option<Timed<Stored>> {
         if let Stored::Dictionary(items) = &mut self.value {

@@ -110,7 +110,7 @@ fn routing_tables_grow_as_hiveminds() {
 }
 
 fn storage() -> Storage {
-    Storage::new(WhenFull::Refuse, Limits { records: 100, bytes: 1 << 20, bytes_per_key: 1 << 20 })
+    Storage::new(WhenFull::Refuse, Limits { records: 100, bytes: 1 << 20, bytes_per_key: 1 << 20, life: f64::INFINITY })
 }
 
 /// hivemind drops the newer value when the rejected older one would have expired; we keep it.

@@ -50,6 +50,8 @@ impl Node {
     fn advance_handover(&mut self, id: u64) {
         let Some(Handover { to, cursor, .. }) = self.handovers.get(&id) else { return };
         let to = *to;
+        // What lives longer ends here: handed from node to node it would live for ever.
+        let latest = self.wall + self.config.max_record_life;
         let keys: Vec<DhtId> = self.storage.keys_after(*cursor).take(KEYS_PER_TURN).collect();
         let Some(last) = keys.last().copied() else {
             self.handovers.remove(&id);
@@ -62,7 +64,8 @@ impl Node {
             if !self.should_hand_over(&key, &to) {
                 continue;
             }
-            let Some(stored) = self.storage.get(self.wall, &key) else { continue };
+            let stored = self.storage.get(self.wall, &key).and_then(|stored| stored.ending_by(latest));
+            let Some(stored) = stored else { continue };
             let record = Record::of_stored(key, stored, false);
             size += record.size();
             records.push(record);

@@ -324,6 +324,28 @@ fn a_newcomer_is_given_its_records_in_small_calls() {
 }
 
 #[test]
+fn what_never_expires_ends_with_its_life_and_is_handed_to_nobody() {
+    let mut world = World::new();
+    let brief = DhtConfig { max_record_life: 100.0, ..config() };
+    let holder = world.add(1, &[], brief.clone());
+    let entry = |subkey: u8, expiration| StoreItem {
+        subkey: Some(Bytes::from(vec![subkey])),
+        ..item("dictionary", "entry", expiration)
+    };
+    let eternal = [item("eternal", "value", f64::INFINITY), entry(1, f64::INFINITY)];
+    let brief_ones = [item("brief", "value", 1090.0), entry(2, 1090.0)];
+    world.store(holder, [eternal, brief_ones].concat());
+    assert_eq!(world.node(holder).storage.records(), 4);
+    let newcomer = world.add(2, &[holder], brief);
+    let held = world.node(newcomer).storage.keys_after(None).collect::<BTreeSet<_>>();
+    assert_eq!(held, BTreeSet::from([DhtId::of_text("brief"), DhtId::of_text("dictionary")]));
+    assert_eq!(world.node(newcomer).storage.records(), 2);
+    world.advance(Duration::from_secs(101));
+    assert_eq!(world.get(holder, "eternal", Freshness::Latest), None);
+    assert_eq!(world.node(holder).storage.records(), 0);
+}
+
+#[test]
 fn bans_keep_a_dead_node_out_of_searches() {
     let mut world = World::of(6);
     world.down.insert(peer(5));
