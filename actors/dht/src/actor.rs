@@ -21,7 +21,7 @@ use crate::{
         message::{Request, Response},
         node::{CallId, Input, JoinState, Node, Outcome, Output, Ticket},
     },
-    handle::Shared,
+    handle::NodeContext,
     messages::{Command, InboundCall},
     serve::overloaded,
 };
@@ -29,7 +29,7 @@ use crate::{
 /// The DHT node of a process. Its routing table and its records live and die with it: after a crash it joins anew, the
 /// announcers store their records again, and the other replicas answer meanwhile. Commands in line survive.
 pub struct DhtActor {
-    shared: Arc<Shared>,
+    shared: Arc<NodeContext>,
     transport: SharedTransport,
     node: Node,
     random: ChaCha8Rng,
@@ -69,7 +69,7 @@ struct OutgoingCall {
 }
 
 impl DhtActor {
-    pub(crate) fn new(shared: Arc<Shared>, transport: SharedTransport, tombstone: Tombstone) -> Self {
+    pub(crate) fn new(shared: Arc<NodeContext>, transport: SharedTransport, tombstone: Tombstone) -> Self {
         let node = Node::new(
             shared.config.clone(),
             transport.local_peer(),

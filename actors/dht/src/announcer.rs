@@ -30,7 +30,8 @@ pub struct Announced {
     pub ready: bool,
 }
 
-struct Shared {
+/// What is announced, and how far that has come; outlives the actor.
+struct Announcements {
     dht: Dht,
     state: Mutex<State>,
     /// Told of changes of the set.
@@ -47,7 +48,7 @@ struct State {
 /// Decides which experts of this process are announced. Cheap to clone; outlives restarts of the actor behind it.
 #[derive(Clone)]
 pub struct Announcer {
-    shared: Arc<Shared>,
+    shared: Arc<Announcements>,
 }
 
 impl Announcer {
@@ -59,7 +60,7 @@ impl Announcer {
     ) -> (Announcer, impl Fn(Tombstone) -> AnnouncerActor + Clone + Send + Sync + 'static) {
         let period = seconds(dht.config().update_period);
         let state = State { schedule: Schedule::new(period, seed), leaving: BTreeSet::new(), is_stopping: false };
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(Announcements {
             dht,
             state: Mutex::new(state),
             changes: Signal::default(),
@@ -140,7 +141,7 @@ impl Announcer {
     }
 }
 
-impl Shared {
+impl Announcements {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("nothing panics while it holds the experts")
     }
@@ -254,7 +255,7 @@ const IDLE: Duration = Duration::from_secs(3600);
 
 /// The actor behind an [`Announcer`].
 pub struct AnnouncerActor {
-    shared: Arc<Shared>,
+    shared: Arc<Announcements>,
     tombstone: Tombstone,
 }
 

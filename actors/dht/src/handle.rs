@@ -37,8 +37,8 @@ pub struct DhtParts {
     pub initial_peers: Vec<PeerId>,
 }
 
-/// What outlives the actor.
-pub(crate) struct Shared {
+/// What outlives the actor: its settings, its inboxes, and what it publishes.
+pub(crate) struct NodeContext {
     pub clock: SharedClock,
     pub seed: u64,
     pub config: DhtConfig,
@@ -62,7 +62,7 @@ pub(crate) struct Shared {
 /// Every operation ends by its deadline; dropping a future abandons the operation.
 #[derive(Clone)]
 pub struct Dht {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<NodeContext>,
 }
 
 impl Dht {
@@ -82,7 +82,7 @@ impl Dht {
         let DhtParts { transport, router, bans, clock, seed, config, initial_peers } = parts;
         let join = JoinState { joined: initial_peers.is_empty(), ..JoinState::default() };
         let status = DhtStatus { joined: join.joined, ..DhtStatus::default() };
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(NodeContext {
             local_peer: transport.local_peer(),
             bans,
             commands: Inbox::bounded(config.max_commands),
@@ -187,8 +187,8 @@ impl Dht {
     /// announced stay with other nodes; see [`withdraw_experts`](Self::withdraw_experts).
     pub async fn stop(&self) {
         self.shared.router.withdraw(&METHODS);
-        self.shared.commands.close().await;
-        self.shared.inbound.close().await;
+        self.shared.commands.close();
+        self.shared.inbound.close();
     }
 }
 

@@ -7,14 +7,14 @@ use skep_kernel::{AskError, Deadline};
 use skep_rpc::{Answer, Body, Inbound, ServeError, Service};
 use skep_wire::Method;
 
-use crate::{core::message::Request, handle::Shared, messages::InboundCall};
+use crate::{core::message::Request, handle::NodeContext, messages::InboundCall};
 
 /// The methods that a member of the DHT serves.
 pub(crate) const METHODS: [Method; 3] = [Method::Ping, Method::Store, Method::Find];
 
 /// The service behind them. An answer takes at most twice `wait_timeout`, whatever the caller would wait.
 pub(crate) struct DhtService {
-    pub shared: Arc<Shared>,
+    pub shared: Arc<NodeContext>,
 }
 
 impl Service for DhtService {
@@ -23,7 +23,7 @@ impl Service for DhtService {
     }
 }
 
-async fn serve(shared: Arc<Shared>, inbound: Inbound) -> Result<Answer, ServeError> {
+async fn serve(shared: Arc<NodeContext>, inbound: Inbound) -> Result<Answer, ServeError> {
     let Inbound { peer, method, body, meta, .. } = inbound;
     let Body::Message(bytes) = body else {
         return Err(ServeError::Invalid(format!("{method} takes one message, not tensors")));
@@ -41,7 +41,7 @@ async fn serve(shared: Arc<Shared>, inbound: Inbound) -> Result<Answer, ServeErr
 }
 
 /// The refusal of a call when as many as may be are waiting.
-pub(crate) fn overloaded(shared: &Shared, limit: usize) -> ServeError {
+pub(crate) fn overloaded(shared: &NodeContext, limit: usize) -> ServeError {
     let limit = u32::try_from(limit).unwrap_or(u32::MAX);
     ServeError::Overloaded { waiting: limit, limit, retry_after: shared.config.wait() }
 }

@@ -120,7 +120,7 @@ impl<T> Inbox<T> {
     }
 
     /// Refuses further messages; those in line are still read. Does not wait for the reader.
-    pub async fn close(&self) {
+    pub fn close(&self) {
         self.closed.set(true);
     }
 
@@ -290,14 +290,14 @@ mod tests {
             let reading = inbox.next();
             pin!(reading);
             assert!(poll!(&mut reading).is_pending());
-            inbox.close().await;
+            inbox.close();
             assert_eq!(reading.await, None);
         }
         assert_eq!(inbox.tell(1), Err(AskError::Gone));
 
         let inbox = Inbox::bounded(2);
         inbox.tell(1).unwrap();
-        inbox.close().await;
+        inbox.close();
         assert_eq!((inbox.next().await, inbox.next().await), (Some(1), None));
     }
 

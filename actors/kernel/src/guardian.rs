@@ -145,6 +145,8 @@ pub struct GuardianStatus {
     pub escalation: Option<Escalation>,
     /// Whether all is over: by [`GuardianHandle::stop`], after an escalation, or because its system ended.
     pub ended: bool,
+    /// Children that had not ended when it did.
+    pub still_running: Vec<String>,
 }
 
 /// Why a guardian gave up.
@@ -184,7 +186,7 @@ type Factory = Box<dyn FnMut(Tombstone) -> Started + Send>;
 
 enum Command {
     Supervise { spec: ChildSpec, factory: Factory, taken: oneshot::Sender<Result<(), SuperviseError>> },
-    Stop { deadline: Deadline, done: oneshot::Sender<Result<(), StillRunning>> },
+    Stop { deadline: Deadline },
 }
 
 /// Starts guardians.
@@ -251,13 +253,13 @@ impl GuardianHandle {
 
     /// Stops the children, the last one first, each after the one started after it has ended; then the guardian. After
     /// the deadline those that remain are asked to stop all at once and named in the error. Dropping the future does not
-    /// take the stop back.
+    /// take the stop back. Whoever asks again, or after an escalation, hears of the same end: the first deadline counts.
     pub async fn stop(&self, deadline: Deadline) -> Result<(), StillRunning> {
-        let (done, answer) = oneshot::channel();
-        if self.commands.send(Command::Stop { deadline, done }).await.is_err() {
-            return Ok(());
-        }
-        answer.await.unwrap_or(Ok(()))
+        // One that has ended, or is about to, takes no command.
+        let _ended = self.commands.send(Command::Stop { deadline }).await;
+        let ended = |status: &GuardianStatus| status.ended.then(|| status.still_running.clone());
+        let still_running = self.status.until(ended).await;
+        if still_running.is_empty() { Ok(()) } else { Err(StillRunning(still_running)) }
     }
 
     /// Has the guardian stop its children within [`STOP_PATIENCE`] and end; does not wait.

@@ -193,10 +193,7 @@ impl<T> BatchMailbox<T> {
     pub fn close(&self) -> Vec<T> {
         let mut line = self.lock();
         line.closed = true;
-        let mut in_line = Vec::new();
-        while !line.lanes.is_empty() {
-            in_line.extend(line.take_batch(Rows(1)));
-        }
+        let in_line = line.clear();
         let waiters = mem::take(&mut line.waiters);
         drop(line);
         for waiter in waiters.into_values() {
@@ -393,6 +390,14 @@ impl<T> Line<T> {
             self.lanes.insert(key, lane);
         }
         batch
+    }
+
+    /// Removes everything; in order of arrival.
+    fn clear(&mut self) -> Vec<T> {
+        let lanes = mem::take(&mut self.lanes).into_values();
+        let mut entries: Vec<(u64, Entry<T>)> = lanes.flat_map(|lane| lane.entries).collect();
+        entries.sort_unstable_by_key(|(number, _)| *number);
+        entries.into_iter().map(|(_, entry)| self.release(entry)).collect()
     }
 
     fn release(&mut self, entry: Entry<T>) -> T {

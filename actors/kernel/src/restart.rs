@@ -84,11 +84,6 @@ impl History {
         self.started = now;
     }
 
-    /// Which ends call for a restart.
-    pub fn policy(&self) -> Restart {
-        self.policy
-    }
-
     /// Restarts so far.
     pub fn restarts(&self) -> u64 {
         self.restarts

@@ -385,10 +385,12 @@ fn a_child_that_does_not_stop_is_named_at_the_deadline() {
         };
         guardian.supervise(ChildSpec::new("stubborn", Restart::Permanent), stubborn).await.unwrap();
         let start = clock.now();
-        let stopped = guardian.stop(soon(&clock)).await;
+        let (stopped, meanwhile) = tokio::join!(guardian.stop(soon(&clock)), guardian.stop(soon(&clock)));
         assert_eq!(clock.now() - start, SECOND);
         assert_eq!(asked.load(Ordering::Relaxed), 1);
-        assert!(matches!(stopped, Err(StillRunning(names)) if names.contains(&"stubborn".to_string())));
+        assert!(matches!(&stopped, Err(StillRunning(names)) if names.contains(&"stubborn".to_string())));
+        let afterwards = guardian.stop(soon(&clock)).await;
+        assert_eq!((&meanwhile, &afterwards), (&stopped, &stopped), "whoever asks again hears the same");
         settle().await;
         assert_eq!(entries(&diary).last().unwrap(), "good stops", "it was asked all the same");
     });

@@ -91,7 +91,7 @@ fn a_closed_inbox_stops_its_actor_once_it_is_empty() {
         let clock = TokioClock::system();
         let life = start(&clock);
         [1, 2].into_iter().for_each(|message| life.inbox.tell(message).unwrap());
-        life.inbox.close().await;
+        life.inbox.close();
         assert!(life.ended.await.is_err());
         assert_eq!(*life.handled.lock().unwrap(), [1, 2]);
     });

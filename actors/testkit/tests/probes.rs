@@ -67,7 +67,7 @@ fn a_probe_reads_an_inbox_in_the_place_of_its_actor() {
         sim.spawner().spawn(probe.read(inbox.clone()));
         inbox.tell(7).unwrap();
         assert_eq!(probe.expect().await, 7);
-        inbox.close().await;
+        inbox.close();
     });
 }
 

@@ -3,12 +3,12 @@
 use std::{mem, sync::Arc};
 
 use futures::future::OptionFuture;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use super::{
-    ChildSpec, ChildState, Command, Escalation, Factory, GuardianSpec, GuardianStatus, STOP_PATIENCE, StillRunning,
-    Strategy, SuperviseError,
+    ChildSpec, ChildState, Command, Escalation, Factory, GuardianSpec, GuardianStatus, STOP_PATIENCE, Strategy,
+    SuperviseError,
     children::{Child, Obituaries},
 };
 use crate::{
@@ -27,6 +27,8 @@ pub(super) struct Watchman {
     obituaries: Arc<Obituaries>,
     publish: Signal<GuardianStatus>,
     escalation: Option<Escalation>,
+    /// Children that outlive their guardian.
+    still_running: Vec<String>,
     tombstone: Tombstone,
 }
 
@@ -50,13 +52,13 @@ impl Watchman {
             obituaries: Arc::default(),
             publish,
             escalation: None,
+            still_running: Vec::new(),
             tombstone,
         }
     }
 
     /// Until it is stopped or gives up.
     pub async fn watch(mut self, mut commands: mpsc::Receiver<Command>, please_stop: Follower<bool>) {
-        let mut done = None;
         let mut deadline = None;
         while self.escalation.is_none() {
             match self.next_event(&mut commands, &please_stop).await {
@@ -65,8 +67,8 @@ impl Watchman {
                 Event::Command(Command::Supervise { spec, factory, taken }) => {
                     let _asker_left = taken.send(self.supervise(spec, factory));
                 }
-                Event::Command(Command::Stop { deadline: at, done: answer }) => {
-                    (done, deadline) = (Some(answer), Some(at));
+                Event::Command(Command::Stop { deadline: at }) => {
+                    deadline = Some(at);
                     break;
                 }
                 Event::PleaseStop => break,
@@ -74,7 +76,7 @@ impl Watchman {
             self.publish(false);
         }
         let deadline = deadline.unwrap_or_else(|| Deadline::after(self.clock.now(), STOP_PATIENCE));
-        self.end(deadline, done).await;
+        self.end(deadline).await;
     }
 
     async fn next_event(&self, commands: &mut mpsc::Receiver<Command>, please_stop: &Follower<bool>) -> Event {
@@ -210,34 +212,30 @@ impl Watchman {
         others.into_iter().for_each(|obituary| self.obituaries.report(obituary));
     }
 
-    async fn end(mut self, deadline: Deadline, done: Option<oneshot::Sender<Result<(), StillRunning>>>) {
+    async fn end(mut self, deadline: Deadline) {
         self.publish(false);
         self.stop_from(0, deadline).await;
-        let mut still_running = Vec::new();
         for child in &mut self.children {
             if child.is_running() {
-                still_running.push(child.spec.name.clone());
+                self.still_running.push(child.spec.name.clone());
             } else if child.state != ChildState::Escalated {
                 child.state = ChildState::Stopped;
             }
         }
-        if !still_running.is_empty() {
-            error!(guardian = %self.spec.name, ?still_running, "children outlive their guardian");
+        if !self.still_running.is_empty() {
+            error!(guardian = %self.spec.name, still_running = ?self.still_running, "children outlive their guardian");
         }
         self.tombstone.write(match &self.escalation {
             Some(escalation) => Exit::Failed(escalation.to_string()),
             None => Exit::Stopped,
         });
         self.publish(true);
-        if let Some(done) = done {
-            let outcome = if still_running.is_empty() { Ok(()) } else { Err(StillRunning(still_running)) };
-            let _asker_left = done.send(outcome);
-        }
     }
 
     fn publish(&self, ended: bool) {
         let children = self.children.iter().map(Child::status).collect();
-        let status = GuardianStatus { children, escalation: self.escalation.clone(), ended };
+        let (escalation, still_running) = (self.escalation.clone(), self.still_running.clone());
+        let status = GuardianStatus { children, escalation, ended, still_running };
         self.publish.update_if(|published| mem::replace(published, status.clone()) != status);
     }
 }
