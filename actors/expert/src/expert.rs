@@ -1,7 +1,6 @@
 //! One hosted expert as executors and handles share it: its line of work, its backend, its state.
 
 use std::{
-    collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -17,16 +16,11 @@ use tokio::sync::Notify;
 
 use crate::{
     Backend, BackendError, BackendFactory, ExpertInbox, Kind, Manifest, ServerConfig, actor,
+    controls::Controls,
     distribution::Distribution,
     schema::{Checks, Schema},
     task::{InFlight, Task},
 };
-
-/// Other work on an expert's backend than batches: saving, reloading. Runs on the executor that owns the expert.
-pub(crate) type Control = Box<dyn FnOnce(&mut Slot) + Send>;
-
-/// Control work that may wait for one expert.
-const MAX_CONTROLS: usize = 16;
 
 /// A backend and what makes a new one. Both are foreign code, dropped on whatever thread lets the expert go.
 pub(crate) struct Slot {
@@ -96,7 +90,7 @@ pub(crate) struct Expert {
     /// Told whenever the state of any of the server's experts changes.
     changed: Arc<Notify>,
     slot: Mutex<Slot>,
-    controls: Mutex<VecDeque<Control>>,
+    pub controls: Controls,
     state: Signal<ExpertState>,
 }
 
@@ -152,7 +146,7 @@ impl Expert {
             in_flight: Arc::default(),
             changed,
             slot: Mutex::new(slot),
-            controls: Mutex::default(),
+            controls: Controls::default(),
             state: Signal::new(ExpertState::Serving),
         })
     }
@@ -170,31 +164,13 @@ impl Expert {
 
     /// Whether anything is in line.
     pub fn has_work(&self) -> bool {
-        !self.forward.is_empty() || !self.backward.is_empty() || !self.lock_controls().is_empty()
+        !self.forward.is_empty() || !self.backward.is_empty() || !self.controls.is_empty()
     }
 
     /// The backend, for whoever owns the token.
     pub fn slot(&self) -> MutexGuard<'_, Slot> {
         // Panics of backends are caught while the lock is held, so it is never poisoned by them.
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Puts control work in line; it comes back when too much waits. The caller then moves the token.
-    pub fn push_control(&self, control: Control) -> Result<(), Control> {
-        let mut controls = self.lock_controls();
-        if controls.len() >= MAX_CONTROLS {
-            return Err(control);
-        }
-        controls.push_back(control);
-        Ok(())
-    }
-
-    pub fn take_control(&self) -> Option<Control> {
-        self.lock_controls().pop_front()
-    }
-
-    fn lock_controls(&self) -> MutexGuard<'_, VecDeque<Control>> {
-        self.controls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn saved_step(&self) -> Option<u64> {
@@ -281,7 +257,7 @@ impl Expert {
         self.set_state(ExpertState::Stopped);
         if self.token.close() {
             self.abandon_line();
-            self.lock_controls().clear();
+            self.controls.close();
         }
     }
 }

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::{
     BackendError, Checkpoint, ExpertInbox, ExpertState, Kind, Manifest, Snapshot, TaskResult,
     batch::key,
+    controls::{MAX_CONTROLS, NoControl},
     executor::ExecutorGroup,
     expert::{Expert, Slot},
     task::{Task, Verdict, Wanted},
@@ -299,9 +300,13 @@ impl ExpertHandle {
                 let _caller_left = done.send(work(slot));
             }
         });
-        if self.expert.state() == ExpertState::Stopped || self.expert.push_control(control).is_err() {
-            return Err(BackendError::Failed("the expert takes no more control work".to_owned()));
-        }
+        self.expert.controls.push(control).map_err(|refusal| {
+            let uid = self.uid();
+            BackendError::Failed(match refusal {
+                NoControl::Full => format!("{MAX_CONTROLS} saves and reloads of expert {uid} are waiting"),
+                NoControl::Closed => format!("expert {uid} has stopped"),
+            })
+        })?;
         self.executors.announce(&self.expert);
         match before(&**self.executors.clock(), deadline, result).await {
             Ok(Ok(outcome)) => outcome,

@@ -9,6 +9,7 @@ mod batch;
 mod checkpoint;
 mod checkpointer;
 mod config;
+mod controls;
 mod device;
 mod distribution;
 mod executor;

@@ -107,9 +107,10 @@ enum Phase {
 
 /// See the module's documentation. Cheap to clone; stops by [`stop`](Server::stop) only.
 #[derive(Clone)]
-pub struct Server(Arc<Shared>);
+pub struct Server(Arc<Host>);
 
-struct Shared {
+/// What hosts the experts: where they run, are found and are kept, and how far that has come.
+struct Host {
     clock: SharedClock,
     spawner: Spawner,
     dht: Option<Dht>,
@@ -177,7 +178,7 @@ impl Server {
             };
             placed.insert(uid.clone(), groups[i % groups.len()].clone());
         }
-        let server = Self(Arc::new(Shared {
+        let server = Self(Arc::new(Host {
             clock,
             spawner: spawner.clone(),
             dht,
@@ -265,7 +266,7 @@ impl Server {
     }
 }
 
-impl Shared {
+impl Host {
     /// The server's task: builds, serves, announces until it stops.
     async fn live(self: Arc<Self>, experts: Vec<HostedExpert>) {
         let work = contain_future(self.host(experts));

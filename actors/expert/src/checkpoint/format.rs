@@ -87,7 +87,7 @@ pub(super) fn decode(sealed: Sealed, tensors: Vec<u8>) -> Result<Checkpoint, Str
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", Sha256::digest(bytes))
 }
 
 struct Ref<'a>(&'a HostTensor);

@@ -10,8 +10,9 @@ use tracing::{debug, error};
 use crate::{
     BackendError, Batch, Kind,
     batch::{check_results, join, split},
+    controls::Control,
     device::{Outcome, run_on_cpu},
-    expert::{Control, Counters, Expert, ExpertState, Slot},
+    expert::{Counters, Expert, ExpertState, Slot},
     task::Task,
 };
 
@@ -33,7 +34,7 @@ pub(crate) enum Errand {
 
 /// Picks what the expert does next and takes it out of its line. The caller owns the expert.
 pub(crate) fn next(expert: &Expert, now: Moment) -> Next {
-    if let Some(control) = expert.take_control() {
+    if let Some(control) = expert.controls.take() {
         return Next::Errand(Errand::Control(control));
     }
     if let Some(refusal) = expert.abandons_line() {

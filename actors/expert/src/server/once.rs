@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use skep_kernel::{Deadline, Signal, Spawner};
+use skep_kernel::{Deadline, SharedClock, Signal, Spawner};
 use skep_rpc::{Admission, Answer, Ending, RequestIds, RequestKey, RequestLimits, ServeError};
 use skep_wire::HostTensor;
 
@@ -26,17 +26,6 @@ type Outcome = Result<Answer, ServeError>;
 struct Run {
     outcome: Signal<Option<Outcome>>,
     waiting: Arc<InFlight>,
-}
-
-impl Run {
-    /// Ends the call, unless it has ended.
-    fn end(&self, outcome: Outcome) {
-        self.outcome.update_if(|ended| {
-            let is_first = ended.is_none();
-            ended.get_or_insert(outcome);
-            is_first
-        });
-    }
 }
 
 /// The memory of one server.
@@ -102,29 +91,29 @@ impl RequestHandler {
         let waiting = run.waiting.clone();
         let wanted = Box::new(move || waiting.count() > 0);
         // Whatever happens from here on, even a panic, the call does not stay "running".
-        let mut entry =
-            Entry { handler: self.clone(), key, run, ending: Ending::NotApplied, _ticket: self.calls.enter() };
+        let mut entry = Entry::new(self, key, run);
         let accepted = match expert.submit_wanted(Kind::Backward, tensors, deadline, wanted) {
             Ok(accepted) => accepted,
             Err(error) => {
-                entry.run.end(Err(error.clone()));
+                entry.tell(Err(error.clone()));
                 return Err(error);
             }
         };
+        let handler = self.clone();
         let follower = async move {
             // Without a deadline: executors answer every task, and how this one ended must be known.
             let Verdict { result, stepped } = accepted.verdict().await;
             if stepped {
-                entry.ending = Ending::Applied;
+                entry.ends(Ending::Applied);
             }
             let outcome = match result {
-                Ok(results) => entry.handler.encode(&expert, Kind::Backward, results).await,
+                Ok(results) => handler.encode(&expert, Kind::Backward, results).await,
                 Err(error) => Err(error),
             };
             if let Ok(answer) = &outcome {
-                entry.ending = Ending::Answered(answer.clone());
+                entry.ends(Ending::Answered(answer.clone()));
             }
-            entry.run.end(outcome);
+            entry.tell(outcome);
         };
         if self.once.spawner.spawn(follower) { Ok(()) } else { Err(ServeError::Stopping) }
     }
@@ -132,17 +121,95 @@ impl RequestHandler {
 
 /// A running call in the memory; dropping it says how it ended.
 struct Entry {
-    handler: RequestHandler,
+    once: Once,
+    clock: SharedClock,
     key: RequestKey,
     run: Run,
     ending: Ending,
+    /// What those who wait are told.
+    outcome: Option<Outcome>,
     _ticket: Ticket,
+}
+
+impl Entry {
+    fn new(handler: &RequestHandler, key: RequestKey, run: Run) -> Self {
+        Self {
+            once: handler.once.clone(),
+            clock: handler.executors.clock().clone(),
+            key,
+            run,
+            ending: Ending::NotApplied,
+            outcome: None,
+            _ticket: handler.calls.enter(),
+        }
+    }
+
+    fn ends(&mut self, ending: Ending) {
+        self.ending = ending;
+    }
+
+    fn tell(&mut self, outcome: Outcome) {
+        self.outcome = Some(outcome);
+    }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.run.end(Err(ServeError::Internal("the call was lost".to_owned())));
         let ending = std::mem::replace(&mut self.ending, Ending::Applied);
-        self.handler.once.ids().finish(self.handler.executors.now(), &self.key, ending);
+        self.once.ids().finish(self.clock.now(), &self.key, ending);
+        // Last: who hears of the end and asks again must not find the call running and join what is over.
+        let lost = || Err(ServeError::Internal("the call was lost".to_owned()));
+        self.run.outcome.set(Some(self.outcome.take().unwrap_or_else(lost)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::pin,
+        task::{Context, Wake, Waker},
+    };
+
+    use libp2p_identity::PeerId;
+    use skep_kernel::{Moment, TokioClock};
+    use skep_rpc::RequestId;
+
+    use super::*;
+
+    /// Asks again as soon as it is told that a call has ended.
+    struct AskAgain {
+        once: Once,
+        key: RequestKey,
+        heard: Mutex<Option<Admission<Run>>>,
+    }
+
+    impl Wake for AskAgain {
+        fn wake(self: Arc<Self>) {
+            *self.heard.lock().unwrap() = Some(self.once.ids().admit(Moment::START, &self.key, Run::default()));
+        }
+    }
+
+    #[test]
+    fn whoever_hears_of_the_end_of_a_call_does_not_find_it_running() {
+        let once = Once::new(&ServerConfig::default(), Spawner::new(|_| false));
+        let key = RequestKey { peer: PeerId::random(), id: RequestId(7), uid: "e.0".to_owned() };
+        let run = Run::default();
+        assert!(matches!(once.ids().admit(Moment::START, &key, run.clone()), Admission::Run));
+        let entry = Entry {
+            once: once.clone(),
+            clock: Arc::new(TokioClock::system()),
+            key: key.clone(),
+            run: run.clone(),
+            ending: Ending::NotApplied,
+            outcome: Some(Err(ServeError::Deadline)),
+            _ticket: Arc::<InFlight>::default().enter(),
+        };
+        let joiner = Arc::new(AskAgain { once, key, heard: Mutex::default() });
+        let mut end = pin!(run.outcome.until(Option::clone));
+        let waker = Waker::from(joiner.clone());
+        assert!(end.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        drop(entry);
+        let heard = joiner.heard.lock().unwrap().take();
+        assert!(matches!(heard, Some(Admission::Run)), "it would wait for what is over, again and again");
     }
 }
