@@ -78,6 +78,9 @@ pub enum Error {
         /// Its answer.
         source: std::io::Error,
     },
+    /// The system thread did not come to do something: foreign code holds it, or the machine is overloaded.
+    #[error("the system thread is stuck; what it carries is cut off")]
+    Stuck,
     /// The runtime has stopped.
     #[error("the runtime has stopped")]
     Stopped,

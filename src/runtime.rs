@@ -12,7 +12,6 @@ mod tree;
 
 use std::{
     sync::{Arc, Mutex, atomic::AtomicBool},
-    thread::JoinHandle,
     time::Duration,
 };
 
@@ -29,6 +28,7 @@ use tokio::sync::oneshot;
 
 use crate::error::Error;
 use hosting::Hosting;
+use system::SystemThread;
 
 pub use builder::RuntimeBuilder;
 pub(crate) use builder::peer_of;
@@ -37,14 +37,16 @@ pub use status::Status;
 #[cfg(feature = "daemon")]
 pub(crate) use status::Watcher;
 
-/// What the handles of one runtime share.
-pub(crate) struct Shared {
+/// The parts of a runtime, for whoever holds one: the runtime itself, and those who read its status.
+pub(crate) struct Handles {
     net: Arc<Net>,
     client: Client,
     guardian: GuardianHandle,
     hosting: Signal<Hosting>,
     stop: Mutex<Option<oneshot::Sender<()>>>,
     stopping: AtomicBool,
+    /// Whether last checkpoints are taken at the end.
+    saves: bool,
 }
 
 /// A node of the network: it carries calls, keeps its part of the DHT, and hosts experts if told so.
@@ -54,8 +56,8 @@ pub(crate) struct Shared {
 /// [`WouldDeadlock`](skep_rpc::RpcError::WouldDeadlock). Dropping it stops it within a second; [`stop`](Runtime::stop)
 /// lets calls finish first.
 pub struct Runtime {
-    shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    shared: Arc<Handles>,
+    thread: Option<SystemThread>,
 }
 
 impl AsRef<Client> for Runtime {
@@ -65,7 +67,7 @@ impl AsRef<Client> for Runtime {
 }
 
 impl Runtime {
-    fn new(shared: Arc<Shared>, thread: JoinHandle<()>) -> Self {
+    fn new(shared: Arc<Handles>, thread: SystemThread) -> Self {
         Self { shared, thread: Some(thread) }
     }
 
@@ -120,7 +122,17 @@ impl Runtime {
         let deadline = self.shared.client.deadline(wait);
         // The inner deadline fires first, so that its error, which names the step, is the one that is seen.
         let outer = Deadline::at(deadline.moment() + Duration::from_millis(200));
-        self.block(outer, ready(self.shared.clone(), wait, deadline))
+        let client = &self.shared.client;
+        let readiness = client.spawner.wait(&client.clock, outer, ready(self.shared.clone(), wait, deadline));
+        readiness.unwrap_or_else(|error| {
+            Err(match error {
+                // Busy, as a system may be at its start: what it does goes on.
+                AskError::Elapsed => {
+                    Error::NotReady { waited: wait, waiting_for: "a thread of this process is busy".to_owned() }
+                }
+                other => unasked(other),
+            })
+        })
     }
 
     /// [`ready`](Self::ready) without blocking the calling thread, on any async runtime.
@@ -150,17 +162,20 @@ impl Runtime {
         work: impl Future<Output = Result<R, Error>> + Send + 'static,
     ) -> Result<R, Error> {
         let client = &self.shared.client;
-        client.spawner.wait(&client.clock, deadline, work).unwrap_or_else(|error| {
-            Err(match error {
-                AskError::Gone => Error::Stopped,
-                other => Error::Dht(DhtError::from(other)),
-            })
-        })
+        client.spawner.wait(&client.clock, deadline, work).unwrap_or_else(|error| Err(unasked(error)))
+    }
+}
+
+/// Why the system thread did not do what it was asked for.
+fn unasked(error: AskError) -> Error {
+    match error {
+        AskError::Gone => Error::Stopped,
+        other => Error::Dht(DhtError::from(other)),
     }
 }
 
 /// Completes once everything is ready; on the deadline names the step that is not.
-async fn ready(shared: Arc<Shared>, waited: Duration, deadline: Deadline) -> Result<(), Error> {
+async fn ready(shared: Arc<Handles>, waited: Duration, deadline: Deadline) -> Result<(), Error> {
     if let Some(failure) = shared.failure() {
         return Err(failure);
     }
@@ -190,6 +205,22 @@ mod tests {
     use skep_kernel::{ChildSpec, Restart, Started};
 
     use super::*;
+
+    #[test]
+    fn a_system_thread_that_is_busy_makes_a_runtime_not_ready_and_no_more() {
+        let runtime = Runtime::builder().start().unwrap();
+        let (release, held) = crossbeam_channel::bounded::<()>(0);
+        let busy = async move {
+            let _released = held.recv();
+        };
+        assert!(runtime.shared.client.spawner.spawn(busy));
+        let Err(Error::NotReady { waiting_for, .. }) = runtime.ready(Duration::from_millis(1)) else {
+            panic!("who waits is told to go on waiting")
+        };
+        assert_eq!(waiting_for, "a thread of this process is busy");
+        drop(release);
+        runtime.ready(Duration::from_secs(60)).unwrap();
+    }
 
     #[test]
     fn a_part_that_ends_once_too_often_makes_the_runtime_fail_and_not_ready() {

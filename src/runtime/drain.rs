@@ -3,10 +3,10 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use skep_expert::{LAST_CHECKPOINT, ServerError};
-use skep_kernel::Deadline;
+use skep_kernel::{AskError, Deadline};
 use tracing::warn;
 
-use super::{Runtime, hosting::Hosting, system::at_least};
+use super::{Runtime, hosting::Hosting, system::at_least, unasked};
 use crate::error::Error;
 
 /// What each of the last steps gets even when the deadline has passed.
@@ -17,7 +17,8 @@ const DROPPED: Duration = Duration::from_secs(1);
 impl Runtime {
     /// Withdraws the experts, refuses new calls, finishes those that were accepted within `wait`, then closes everything.
     /// With a folder of checkpoints the last ones are written, which may take up to 20 s more.
-    /// Blocks until all threads have ended. The error says what was cut off.
+    /// Blocks until all threads have ended; one that foreign code holds is left behind a second after the rest. The error
+    /// says what was cut off.
     pub fn stop(mut self, wait: Duration) -> Result<(), Error> {
         self.end(wait)
     }
@@ -28,8 +29,10 @@ impl Runtime {
         let deadline = self.shared.client.deadline(wait);
         let shared = self.shared.clone();
         let clock = shared.client.clock.clone();
-        let outer = Deadline::at(deadline.moment() + LAST_CHECKPOINT + LAST_STEPS * 5);
-        let drained = self.block(outer, async move {
+        let saving = if shared.saves { LAST_CHECKPOINT } else { Duration::ZERO };
+        let outer = Deadline::at(deadline.moment() + saving + LAST_STEPS * 5);
+        let client = &self.shared.client;
+        let drained = client.spawner.wait(&client.clock, outer, async move {
             let hosting = shared.hosting.get();
             let served = match hosting {
                 Hosting::Running(server) => server.stop(deadline).await,
@@ -48,10 +51,17 @@ impl Runtime {
             // The system thread that is gone has nothing to stop.
             let _gone = stop.send(());
         }
-        if thread.join().is_err() {
-            warn!("the system thread panicked");
-        }
-        drained
+        thread.join(match &drained {
+            // It may be this thread itself.
+            Err(AskError::WouldDeadlock) => Duration::ZERO,
+            _ => outer.remaining(self.now()).max(LAST_STEPS),
+        });
+        drained.unwrap_or_else(|error| {
+            Err(match error {
+                AskError::Elapsed => Error::Stuck,
+                other => unasked(other),
+            })
+        })
     }
 }
 
@@ -62,5 +72,26 @@ impl Drop for Runtime {
         {
             warn!(%error, "a dropped runtime did not end in order");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runtime_ends_though_its_system_thread_does_not() {
+        let runtime = Runtime::builder().start().unwrap();
+        let (release, held) = crossbeam_channel::bounded::<()>(0);
+        let busy = async move {
+            let _released = held.recv();
+        };
+        assert!(runtime.shared.client.spawner.spawn(busy));
+        let (ended, end) = crossbeam_channel::bounded(1);
+        let stopping = std::thread::Builder::new().spawn(move || ended.send(runtime.stop(Duration::ZERO))).unwrap();
+        let outcome = end.recv_timeout(Duration::from_secs(60)).expect("nobody waits for a thread without a deadline");
+        assert!(matches!(outcome, Err(Error::Stuck)), "{outcome:?}");
+        stopping.join().unwrap().unwrap();
+        drop(release);
     }
 }

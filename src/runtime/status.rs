@@ -7,7 +7,7 @@ use skep_dht::DhtStatus;
 use skep_expert::ExpertStatus;
 use skep_net::NetStatus;
 
-use super::{Runtime, Shared, hosting::Hosting};
+use super::{Handles, Runtime, hosting::Hosting};
 use crate::error::Error;
 
 /// A snapshot of a [`Runtime`]. Serializes to what the daemon's `/status` shows.
@@ -32,7 +32,7 @@ pub struct Status {
 /// Reads the status of a runtime that somebody else owns. Does not keep it running.
 #[cfg(feature = "daemon")]
 #[derive(Clone)]
-pub(crate) struct Watcher(std::sync::Arc<Shared>);
+pub(crate) struct Watcher(std::sync::Arc<Handles>);
 
 #[cfg(feature = "daemon")]
 impl Watcher {
@@ -53,7 +53,7 @@ impl Runtime {
     }
 }
 
-impl Shared {
+impl Handles {
     /// Why the runtime cannot go on, if so: a supervisor gave up, or hosting failed.
     pub(super) fn failure(&self) -> Option<Error> {
         let hosting = self.hosting.get();

@@ -1,11 +1,13 @@
 //! The thread `skep-system`: an actix system with the supervision tree on it.
 
 use std::{
+    convert::Infallible,
     sync::{Arc, Mutex, atomic::AtomicBool},
     thread,
     time::Duration,
 };
 
+use crossbeam_channel::RecvTimeoutError;
 use libp2p_identity::PeerId;
 use skep_dht::{DhtConfig, DhtParts, Validators};
 use skep_expert::{ServerConfig, SharedStore};
@@ -15,9 +17,10 @@ use skep_net::Net;
 use skep_rpc::Router;
 use skep_wire::ExpertUid;
 use tokio::sync::oneshot;
+use tracing::warn;
 
 use super::{
-    Experts, Runtime, Shared,
+    Experts, Handles, Runtime,
     hosting::{Hosting, host},
     tree::{self, Tree},
 };
@@ -45,18 +48,44 @@ const GROW: Duration = Duration::from_secs(30);
 /// Starts the system thread and the tree on it.
 pub(crate) fn start(parts: Parts) -> Result<Runtime, Error> {
     let (report, grown) = crossbeam_channel::bounded(1);
+    let (runs, running) = crossbeam_channel::bounded(0);
     let thread = thread::Builder::new()
         .name("skep-system".to_owned())
-        .spawn(move || run(parts, &report))
+        .spawn(move || {
+            let _dropped_at_the_end = runs;
+            run(parts, &report);
+        })
         .map_err(|source| Error::System { what: "cannot start the system thread".to_owned(), source })?;
     match grown.recv_timeout(GROW) {
-        Ok(Ok(shared)) => Ok(Runtime::new(shared, thread)),
+        Ok(Ok(shared)) => Ok(Runtime::new(shared, SystemThread { thread, running })),
         Ok(Err(error)) => Err(error),
         Err(_) => Err(Error::Stopped),
     }
 }
 
-type Report = crossbeam_channel::Sender<Result<Arc<Shared>, Error>>;
+/// The thread, for whoever ends it.
+pub(crate) struct SystemThread {
+    thread: thread::JoinHandle<()>,
+    /// Never used; disconnected when the thread ends.
+    running: crossbeam_channel::Receiver<Infallible>,
+}
+
+impl SystemThread {
+    /// Waits for its end. One that is stuck is left behind.
+    pub fn join(self, within: Duration) {
+        match self.running.recv_timeout(within) {
+            Err(RecvTimeoutError::Timeout) => warn!("the system thread is stuck and left behind"),
+            Err(RecvTimeoutError::Disconnected) => {
+                if self.thread.join().is_err() {
+                    warn!("the system thread panicked");
+                }
+            }
+            Ok(never) => match never {},
+        }
+    }
+}
+
+type Report = crossbeam_channel::Sender<Result<Arc<Handles>, Error>>;
 
 fn run(parts: Parts, report: &Report) {
     mark_runtime_thread();
@@ -76,7 +105,7 @@ fn run(parts: Parts, report: &Report) {
     });
 }
 
-async fn grow(parts: Parts, stop: oneshot::Sender<()>) -> Result<Arc<Shared>, Error> {
+async fn grow(parts: Parts, stop: oneshot::Sender<()>) -> Result<Arc<Handles>, Error> {
     let spawner = Spawner::arbiter(actix_rt::System::current().arbiter().clone());
     let Parts {
         net,
@@ -112,13 +141,14 @@ async fn grow(parts: Parts, stop: oneshot::Sender<()>) -> Result<Arc<Shared>, Er
         seed: Seed::random().number(),
     };
     let hosting = Signal::new(if groups.is_empty() { Hosting::Nothing } else { Hosting::Choosing(None) });
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(Handles {
         net,
         client,
         guardian,
         hosting,
         stop: Mutex::new(Some(stop)),
         stopping: AtomicBool::new(false),
+        saves: checkpoints.is_some(),
     });
     if !groups.is_empty() && !client_mode {
         let parts = skep_expert::ServerParts {
