@@ -5,6 +5,7 @@ use std::{any::Any, collections::BTreeMap};
 use skep_expert::{Backend, BackendError, BackendFactory, Batch, Snapshot};
 use skep_wire::{ExpertInfo, HostTensor};
 use tch::{Device, Tensor};
+use tracing::warn;
 
 use crate::{
     Draws, Error, ExpertModule, ModuleSpec, OptimizerSpec,
@@ -193,10 +194,13 @@ impl TorchBackend {
         let module = parameters.chain(self.module.buffers().map_err(failed)?);
         let module = module.map(|(name, t)| (format!("module.{name}"), t.detach()));
         let optimizer = self.optimizer.tensors(&self.names).into_iter();
-        let seed = self.seed.iter().map(|seed| ("random.seed".to_owned(), seed.shallow_clone()));
+        let seed = self.seed.iter().map(|seed| (SEED.to_owned(), seed.shallow_clone()));
         Ok(module.chain(optimizer.map(|(name, t)| (format!("optimizer.{name}"), t))).chain(seed).collect())
     }
 }
+
+/// The seed's name in snapshots.
+const SEED: &str = "random.seed";
 
 struct Gradients {
     inputs: Vec<Option<Tensor>>,
@@ -263,6 +267,11 @@ impl Backend for TorchBackend {
 
     fn load(&mut self, snapshot: &Snapshot) -> Result<(), BackendError> {
         let mut state = self.state()?;
+        // Checkpoints of earlier versions have none; what is dropped then is another part, but just as random.
+        if self.seed.is_some() && snapshot.tensors.iter().all(|(name, _)| name != SEED) {
+            warn!(step = snapshot.step, "the snapshot has no {SEED}: the expert draws from a fresh one");
+            state.retain(|(name, _)| name != SEED);
+        }
         let mut loaded = Vec::with_capacity(state.len());
         for (name, tensor) in &state {
             let host = snapshot.tensors.iter().find(|(given, _)| given == name).map(|(_, host)| host);

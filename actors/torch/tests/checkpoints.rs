@@ -4,7 +4,9 @@ mod support;
 
 use std::path::PathBuf;
 
-use skep_expert::{Backend, Batch, Checkpoint, CheckpointStore, DirectoryCheckpoints, Manifest, Snapshot};
+use skep_expert::{
+    Backend, BackendError, Batch, Checkpoint, CheckpointStore, DirectoryCheckpoints, Manifest, Snapshot,
+};
 use skep_kernel::Rows;
 use skep_torch::{Adam, AdamW, ModuleSpec, OptimizerSpec, Schedule, Sgd, Transformer, factory, pt, tch::Device};
 use skep_wire::{DType, ExpertUid, HostTensor};
@@ -120,6 +122,25 @@ fn what_dropout_drops_is_the_same_after_a_restart() {
         other.load(&given).unwrap();
         assert_ne!(other.forward(&sequences(0)).unwrap(), answer);
     }
+}
+
+#[test]
+fn a_checkpoint_from_before_there_were_seeds_is_loaded_and_the_expert_draws_from_its_own() {
+    let mut first = transformer(7);
+    first.backward(&sequences(0)).unwrap();
+    let saved = first.save().unwrap();
+    let mut old = saved.clone();
+    old.tensors.retain(|(name, _)| name != "random.seed");
+    assert_eq!(old.tensors.len() + 1, saved.tensors.len());
+    let (mut same_seed, mut other_seed) = (transformer(7), transformer(99));
+    same_seed.load(&old).unwrap();
+    assert_eq!(same_seed.save().unwrap(), saved);
+    other_seed.load(&old).unwrap();
+    assert_ne!(other_seed.forward(&sequences(0)).unwrap(), first.forward(&sequences(0)).unwrap());
+    other_seed.backward(&sequences(1)).unwrap();
+    // Nothing else may be missing.
+    old.tensors.pop();
+    assert!(matches!(transformer(7).load(&old), Err(BackendError::Invalid(_))));
 }
 
 #[test]
