@@ -10,7 +10,10 @@ use super::{Failure, peer::Peer, wait::Waiting};
 const EXAMPLES: &str = "\
 Examples:
   skep experts expert. --peer /ip4/127.0.0.1/tcp/31337/p2p/12D3Koo...
-  skep experts ffn.0. --peer ADDR --json";
+  skep experts ffn.0. --peer ADDR --json
+
+Under a bare name, as expert., nothing in the DHT tells which first coordinates
+there are: they are tried one after the other, until 512 in a row are absent.";
 
 /// Options of `skep experts`.
 #[derive(Debug, Args)]

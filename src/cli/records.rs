@@ -117,7 +117,7 @@ impl Keys {
         let runtime = self.peer.join()?;
         let found = find(&runtime, &self.key, &self.peer)?;
         let found = found.ok_or_else(|| Error::NoSuchRecord { key: self.key.clone() })?;
-        let subkeys: Vec<Json> = entries(found).keys().map(|subkey| shown(subkey)).collect();
+        let subkeys: Vec<Json> = entries(found).keys().map(shown).collect();
         if self.json {
             println!("{:#}", Json::from(subkeys));
         } else {
@@ -220,8 +220,8 @@ fn from_json(json: &Json) -> Value {
 }
 
 /// Serialized bytes as JSON.
-fn shown(bytes: &[u8]) -> Json {
-    msgpack::deserialize(bytes).map_or_else(|_| Json::from(hex(bytes)), |value| show(&value))
+fn shown(bytes: &Bytes) -> Json {
+    msgpack::deserialize(bytes).map_or_else(|_| Json::from(format!("0x{bytes:x}")), |value| show(&value))
 }
 
 /// Tuples become arrays; bytes become text where they are some, else hexadecimal digits.
@@ -233,10 +233,10 @@ fn show(value: &Value) -> Json {
         Value::UInt(number) => (*number).into(),
         Value::F64(number) => (*number).into(),
         Value::Str(text) => text.as_str().into(),
-        Value::Bin(bytes) => std::str::from_utf8(bytes).map_or_else(|_| hex(bytes).into(), Json::from),
+        Value::Bin(bytes) => std::str::from_utf8(bytes).map_or_else(|_| format!("0x{bytes:x}").into(), Json::from),
         Value::List(items) | Value::Tuple(items) => items.iter().map(show).collect(),
         Value::Map(items) => items.iter().map(|(key, item)| (name(key), show(item))).collect(),
-        Value::Ext(code, bytes) => json!({"extension": code, "bytes": hex(bytes)}),
+        Value::Ext(code, bytes) => json!({"extension": code, "bytes": format!("0x{bytes:x}")}),
     }
 }
 
@@ -245,10 +245,6 @@ fn name(key: &Value) -> String {
         Json::String(text) => text,
         other => other.to_string(),
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold("0x".to_owned(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 #[cfg(test)]
@@ -269,7 +265,7 @@ mod tests {
     fn what_is_shown_is_json_whatever_is_stored() {
         let tuple = Value::Tuple(vec![Value::from("e.1.2"), Value::Bin(Bytes::from_static(b"\xff"))]);
         assert_eq!(shown(&msgpack::serialize(&tuple)), json!(["e.1.2", "0xff"]));
-        assert_eq!(shown(b"\xc1"), json!("0xc1"));
+        assert_eq!(shown(&Bytes::from_static(b"\xc1")), json!("0xc1"));
         assert_eq!(show(&Value::F64(f64::NAN)), Json::Null);
     }
 }
