@@ -55,7 +55,7 @@ def join():
     nodes = []
 
     def node(*addresses, client_mode=True, **options):
-        options |= {"client_mode": client_mode, "shutdown_timeout": forks.PATIENCE}
+        options |= {"client_mode": client_mode, **forks.PATIENCE}
         nodes.append(hivemind.DHT(initial_peers=list(addresses), start=True, **options))
         return nodes[-1]
 

@@ -6,6 +6,13 @@ import tempfile
 # lock would wait for it for ever, and hivemind's processes make such files for every shared future.
 tempfile.TemporaryFile().close()
 
-# Seconds that a DHT node has to end. Past them hivemind ends it by a signal; if it holds one of the locks that all
-# processes of one parent share at that moment, none of them ever answers again. Its own 3 are too few on a busy machine.
-PATIENCE = 60
+# How long, in seconds, hivemind's DHT nodes wait on a busy machine; its own patience is 3, 3 and 15.
+PATIENCE = {
+    # For a node to end. Past them hivemind ends it by a signal; if it holds one of the locks that all processes of one
+    # parent share at that moment, none of them ever answers again.
+    "shutdown_timeout": 60,
+    # For an answer. Past them it asks that peer no more for a while; who knows only that one then finds nothing.
+    "wait_timeout": 15,
+    # For its daemon to start.
+    "startup_timeout": 60,
+}

@@ -51,7 +51,7 @@ def main():
 
     stop = threading.Event()
     if command == "dht":
-        dht = hivemind.DHT(start=True, shutdown_timeout=forks.PATIENCE, **node)
+        dht = hivemind.DHT(start=True, **forks.PATIENCE, **node)
         shutdown = dht.shutdown
     else:
         if groups is not None:
@@ -59,11 +59,13 @@ def main():
             for group in json.loads(groups.read_text()):
                 experts |= backends(**group)
             periods = {key: options[key] for key in ("update_period", "expiration", "checkpoint_dir")}
-            dht = hivemind.DHT(start=True, shutdown_timeout=forks.PATIENCE, **node)
+            dht = hivemind.DHT(start=True, **forks.PATIENCE, **node)
             server = hivemind.Server(dht, experts, num_connection_handlers=2, device="cpu", start=False, **periods)
         else:
             optimizer = optimizer_of(options.pop("optimizer"))
-            server = hivemind.Server.create(**options, optim_cls=optimizer, num_handlers=2, start=False)
+            server = hivemind.Server.create(
+                **options, **forks.PATIENCE, optim_cls=optimizer, num_handlers=2, start=False
+            )
         start_without_forking_under_locks(server)
         dht, shutdown = server.dht, server.shutdown
         if first is not None:
@@ -114,11 +116,7 @@ def backends(
     else:
         sample = name_to_input[expert_cls](1, hidden_dim)
         inputs = sample if isinstance(sample, tuple) else (sample,)
-    # As in `Server.create`, except that masks go uncompressed: hivemind's lossy codecs cannot take them.
-    schema = tuple(
-        BatchTensorDescriptor.from_tensor(each, codec if each.is_floating_point() else CompressionType.NONE)
-        for each in inputs
-    )
+    schema = tuple(BatchTensorDescriptor.from_tensor(each, codec) for each in inputs)
     keywords = {key: BatchTensorDescriptor.from_tensor(each) for key, each in keywords.items()}
     make_optimizer = optimizer_of(optimizer, **numbers)
     made = {}

@@ -5,11 +5,13 @@ import json
 import os
 import pathlib
 import queue
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
 HIVEMIND = [sys.executable, str(HERE / "hivemind_host.py")]
@@ -154,6 +156,20 @@ class Hosts:
         for host in self.made:
             if hasattr(host, "process"):
                 host.kill()
+
+
+class Counted:
+    """A server of skep whose status can be asked for."""
+
+    def __init__(self, start, groups, *arguments):
+        file = start.describe("skep", groups)
+        file.write_text(f'{file.read_text()}\n[http]\nenabled = true\nlisten = "127.0.0.1:0"\n')
+        self.host = start.skep("serve", "--config", file, *arguments)
+        self.page = re.search(r"status page at (http://[0-9.:]+)", self.host.errors()).group(1)
+
+    def experts(self):
+        with urllib.request.urlopen(f"{self.page}/status", timeout=10) as page:
+            return json.load(page)["experts"]
 
 
 def run_skep(*arguments, program=None, within=30):

@@ -1,13 +1,10 @@
 """Where hivemind's client loses rows, raises or calls too often, and skep's must not (docs/wire.md §12)."""
 
-import json
-import re
-import urllib.request
-
 import hivemind
 import pytest
 import torch
 
+import hosts
 from calls import close, experts, within
 from rust_client import CallFailed, RustClient
 
@@ -103,22 +100,8 @@ def test_the_balancing_loss_moves_the_gate_by_its_closed_form(clients):
     assert close(gates["proj.weight"], layer.proj.weight.grad) and close(x_grad, leaf.grad)
 
 
-class Counted:
-    """A server of skep whose status can be asked for."""
-
-    def __init__(self, start, groups, *arguments):
-        file = start.describe("skep", groups)
-        file.write_text(f'{file.read_text()}\n[http]\nenabled = true\nlisten = "127.0.0.1:0"\n')
-        self.host = start.skep("serve", "--config", file, *arguments)
-        self.page = re.search(r"status page at (http://[0-9.:]+)", self.host.errors()).group(1)
-
-    def experts(self):
-        with urllib.request.urlopen(f"{self.page}/status", timeout=10) as page:
-            return json.load(page)["experts"]
-
-
 def test_a_mixture_makes_one_call_for_each_expert_with_all_its_rows(start, tmp_path):
-    server = Counted(start, GROUPS[1:2])
+    server = hosts.Counted(start, GROUPS[1:2])
     rust = RustClient(tmp_path / "rust", server.host.address)
     try:
         layers = [{"moe": rust.grid("line.", (4,), 2, gate(4))}]
@@ -152,7 +135,7 @@ def test_rows_of_a_killed_server_go_to_other_experts_within_the_same_pass(start,
 
 
 def test_a_step_of_the_rust_client_is_made_once(start, tmp_path):
-    server = Counted(start, [{"hidden_dim": WIDTH, "expert_uids": ["once.0"]}])
+    server = hosts.Counted(start, [{"hidden_dim": WIDTH, "expert_uids": ["once.0"]}])
     rust = RustClient(tmp_path / "rust", server.host.address)
     try:
         for _ in range(5):

@@ -6,12 +6,13 @@ import pytest
 import torch
 from hivemind.dht.routing import DHTID
 from hivemind.moe.client.beam_search import MoEBeamSearcher
+from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils import get_dht_time
 
 import hosts
 from calls import experts, unary, within
-from rust_client import RustClient
+from rust_client import CallFailed, RustClient
 
 pytestmark = pytest.mark.needs_skep
 
@@ -79,13 +80,17 @@ def test_records_outlive_either_half_of_the_nodes(mixed, request):
         assert_all_there(reader)
 
 
-def held_by(dht, host, keys):
-    """How many records of these keys a node answers from its own storage."""
+def found_at(dht, host, keys):
+    """What a node answers from its own storage and routing table, by key."""
     ids = [DHTID.generate(source=key).to_bytes() for key in keys]
     request = dht_pb2.FindRequest(keys=ids, peer=dht_pb2.NodeInfo())
     answer = unary(dht, host.peer_id, "DHTProtocol.rpc_find", request.SerializeToString())
-    results = dht_pb2.FindResponse.FromString(answer).results
-    return sum(each.type != dht_pb2.NOT_FOUND for each in results)
+    return dht_pb2.FindResponse.FromString(answer).results
+
+
+def held_by(dht, host, keys):
+    """How many of these keys a node has records of."""
+    return sum(each.type != dht_pb2.NOT_FOUND for each in found_at(dht, host, keys))
 
 
 def test_a_newcomer_is_handed_the_records_that_are_its_to_keep(start, join):
@@ -126,5 +131,24 @@ def test_what_hivemind_notes_as_absent_hides_no_expert_from_skep(start, join, tm
     rust = RustClient(tmp_path / "rust", bootstrap.address)
     try:
         assert len(rust.many("late.2", [torch.zeros(1, 16)])[0]) == 1
+    finally:
+        rust.end()
+
+
+def test_client_mode_nodes_of_both_kinds_are_in_no_table_and_leave_their_records_with_others(start, join, tmp_path):
+    ours = start.skep("dht")
+    theirs = start.hivemind("dht", "--initial_peers", ours.address)
+    python, rust = join(theirs.address), RustClient(tmp_path / "rust", ours.address, theirs.address)
+    try:
+        until = get_dht_time() + 300
+        for key in KEYS:
+            assert python.store(key, f"value of {key}", until)
+        with pytest.raises(CallFailed, match="nobody.0"):
+            rust.forward_backward([{"expert": "nobody.0"}], [torch.zeros(1, 16)])
+        for node, other in ((ours, theirs), (theirs, ours)):
+            found = found_at(python, node, KEYS)
+            assert all(each.type != dht_pb2.NOT_FOUND for each in found)
+            neighbours = {PeerID(peer).to_base58() for each in found for peer in each.nearest_peer_ids}
+            assert neighbours == {other.peer_id}
     finally:
         rust.end()
