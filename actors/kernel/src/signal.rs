@@ -13,12 +13,13 @@ use tokio::sync::Notify;
 /// What is given a reference to the value runs under its lock: it must neither block nor use the same signal.
 ///
 /// ```
+/// use futures::FutureExt;
 /// use skep_kernel::Signal;
 ///
 /// let rows = Signal::new(0);
 /// let waiting = rows.until(|rows| (*rows > 2).then_some(rows * 10));
 /// rows.set(3);
-/// assert_eq!(futures::executor::block_on(waiting), 30);
+/// assert_eq!(waiting.now_or_never(), Some(30));
 /// ```
 pub struct Signal<T>(Arc<Inner<T>>);
 
