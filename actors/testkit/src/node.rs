@@ -81,6 +81,18 @@ impl Speed {
 }
 
 /// How a node is.
+///
+/// ```
+/// use skep_testkit::{Health, Sim};
+///
+/// Sim::with_seed(1).run(|sim| async move {
+///     let node = sim.dht_node(&[]);
+///     node.node().freeze();
+///     assert_eq!(node.node().health(), Health::Frozen);
+///     node.node().thaw();
+///     assert_eq!(node.node().health(), Health::Running);
+/// });
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
     /// It runs.
@@ -135,6 +147,8 @@ struct State {
 #[derive(Clone)]
 struct Running {
     process: Process,
+    /// What others reached in it.
+    router: Router,
     life: Arc<dyn Life>,
 }
 
@@ -178,14 +192,15 @@ impl Node {
             (self.0.boot)(Birth {
                 bans: transport.bans().clone(),
                 transport: Arc::new(transport),
-                router,
+                router: router.clone(),
                 clock: self.0.clock.clone(),
                 spawner: process.spawner(),
                 seed: self.0.seed.derive_nth(u64::from(start)),
                 speed: self.0.speed.clone(),
             })
         });
-        *self.state() = State { health: Health::Running, running: Some(Running { process, life: life.into() }) };
+        *self.state() =
+            State { health: Health::Running, running: Some(Running { process, router, life: life.into() }) };
     }
 
     /// Its name: what it is and its number, as in `server 3`.
@@ -216,10 +231,15 @@ impl Node {
 
     /// Ends it without a word to the network.
     pub(crate) fn end(&self) {
-        let mut state = self.state();
-        state.health = Health::Killed;
-        if let Some(running) = &state.running {
+        let ended = {
+            let mut state = self.state();
+            state.health = Health::Killed;
+            state.running.clone()
+        };
+        if let Some(running) = ended {
             running.process.kill();
+            // Services hold the network, which holds the router: without this nothing of them would ever leave memory.
+            running.router.withdraw(&running.router.methods());
         }
     }
 
@@ -334,6 +354,18 @@ impl std::fmt::Debug for Node {
 }
 
 /// Several nodes at once, as from [`Hive::pick`](crate::Hive::pick).
+///
+/// ```
+/// use skep_testkit::{Health, Sim};
+///
+/// Sim::with_seed(1).run(|sim| async move {
+///     let hive = sim.servers(6).experts("m.[0:6]").start().await;
+///     let three = hive.pick(3);
+///     three.slow(10.0).freeze();
+///     assert!(three.iter().all(|node| node.health() == Health::Frozen));
+///     sim.network().partition(&three.peers(), &hive.well().peers());
+/// });
+/// ```
 #[derive(Clone, Debug)]
 pub struct Nodes(pub(crate) Vec<Node>);
 

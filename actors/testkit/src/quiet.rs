@@ -58,6 +58,7 @@ impl Sim {
     fn left(&self) -> Vec<String> {
         let mut left: Vec<String> = self.nodes().iter().filter_map(crate::Node::remains).collect();
         left.extend(self.tasks().iter().map(|place| format!("a task of the test, started at {place}")));
+        left.extend(self.actors());
         left.extend(self.waits());
         let (calls, serving) = (self.network().in_flight(), self.network().serving());
         if serving > calls {

@@ -18,7 +18,20 @@ const TIME_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// Virtual time for stopping everything after the test.
 const AFTERMATH: Duration = Duration::from_secs(300);
 
+/// What lives outside of all nodes and was started behind the simulation's back.
+const UNNAMED: &str =
+    "an actor or a task that the test started outside of all nodes; Sim::start_actor and Sim::spawner say where";
+
 /// A simulation about to start. From [`Sim::with_seed`].
+///
+/// ```
+/// use std::time::Duration;
+/// use skep_testkit::{Setup, Sim};
+///
+/// let setup: Setup = Sim::with_seed(7).time_limit(Duration::from_secs(60));
+/// let seed = setup.run(|sim| async move { sim.seed() });
+/// assert!(seed == 7 || std::env::var_os("SKEP_SEED").is_some());
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
     seed: u64,
@@ -115,8 +128,8 @@ impl Setup {
         }
         let limit = sim.now() + AFTERMATH;
         let mut left = world.run(sim, || sim.settle(), limit).await?;
-        if world.test_is_busy().await && sim.tasks().is_empty() {
-            left.push("an actor or a task that the test started outside of all nodes".to_owned());
+        if world.test_is_busy().await && sim.tasks().is_empty() && sim.actors().is_empty() {
+            left.push(UNNAMED.to_owned());
         }
         if left.is_empty() { Ok(result) } else { Err(Failed::now(sim, Failure::Left(left))) }
     }
@@ -138,7 +151,10 @@ fn time_is_over(sim: &Sim, last_ran: Moment, waits: &[String]) -> String {
         format!("the test is not done after {:?} of virtual time;", now - Moment::START)
     };
     match waits.is_empty() {
-        true => text += " no call is under way: it waits for a message, a notification or a lock of this process",
+        true => {
+            text += " no call is under way: it waits for a message, a notification or a lock of this process, or for a real \
+                     socket or another thread, for which virtual time does not wait";
+        }
         false => waits.iter().for_each(|wait| text += &format!("\n  {wait}")),
     }
     text

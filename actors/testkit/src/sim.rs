@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use actix::{Actor, Addr, Context};
 use futures::future::BoxFuture;
 use rand_chacha::ChaCha8Rng;
 use skep_kernel::{Moment, Seed, SharedClock, Spawner, TokioClock, WallTime};
@@ -42,10 +43,19 @@ struct Inner {
     /// The test's own process.
     test: Process,
     nodes: Mutex<Vec<Node>>,
+    /// Actors that the test started beside all nodes.
+    actors: Mutex<Vec<Started>>,
     /// What the test wants to be done at the end.
     endings: Mutex<Vec<BoxFuture<'static, ()>>>,
     /// Draws what the test asks for: rows, scores, picks.
     random: Mutex<ChaCha8Rng>,
+}
+
+/// An actor that was started through [`Sim::start_actor`].
+struct Started {
+    kind: &'static str,
+    place: &'static Location<'static>,
+    lives: Box<dyn Fn() -> bool + Send>,
 }
 
 impl Sim {
@@ -58,8 +68,9 @@ impl Sim {
     pub(crate) fn new(number: u64, clock: SharedClock, test: Process) -> Self {
         let (seed, trace) = (Seed::new(number), Trace::default());
         let network = SimNetwork::traced(clock.clone(), seed.derive("network").number(), trace.clone());
-        let (nodes, endings, random) = (Mutex::default(), Mutex::default(), Mutex::new(seed.derive("test").rng()));
-        Self(Arc::new(Inner { seed: number, clock, network, trace, test, nodes, endings, random }))
+        let random = Mutex::new(seed.derive("test").rng());
+        let (nodes, actors, endings) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { seed: number, clock, network, trace, test, nodes, actors, endings, random }))
     }
 
     /// The seed.
@@ -110,6 +121,28 @@ impl Sim {
     /// Starts futures on the simulation's system, beside the test.
     pub fn spawner(&self) -> Spawner {
         self.0.test.spawner()
+    }
+
+    /// Starts an actor beside all nodes, as [`Actor::start`] does, and remembers where: should it be left at the end, it
+    /// is named with this place.
+    ///
+    /// # Panics
+    /// Outside the thread of the simulation.
+    #[track_caller]
+    pub fn start_actor<A: Actor<Context = Context<A>>>(&self, actor: A) -> Addr<A> {
+        let addr = actor.start();
+        let weak = addr.downgrade();
+        let lives = Box::new(move || weak.upgrade().is_some_and(|addr| addr.connected()));
+        let started = Started { kind: std::any::type_name::<A>(), place: Location::caller(), lives };
+        self.0.actors.lock().unwrap_or_else(PoisonError::into_inner).push(started);
+        addr
+    }
+
+    /// The living ones of those actors, in words.
+    pub(crate) fn actors(&self) -> Vec<String> {
+        let mut actors = self.0.actors.lock().unwrap_or_else(PoisonError::into_inner);
+        actors.retain(|actor| (actor.lives)());
+        actors.iter().map(|actor| format!("an actor {}, started at {}", actor.kind, actor.place)).collect()
     }
 
     /// Every node that the simulation started, in order.

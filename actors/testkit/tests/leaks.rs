@@ -2,6 +2,7 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     time::Duration,
 };
 
@@ -55,6 +56,20 @@ fn an_actor_that_is_left_is_noticed_until_leaks_are_allowed() {
 }
 
 #[test]
+fn an_actor_that_is_left_is_named_with_where_it_was_started() {
+    let text = failure(Sim::with_seed(1), |sim| async move {
+        std::mem::forget(sim.start_actor(Idle));
+    });
+    assert!(text.contains("an actor leaks::Idle, started at actors/testkit/tests/leaks.rs:"), "{text}");
+    let text = failure(Sim::with_seed(1), |sim| async move {
+        let _idle = sim.start_actor(Idle);
+        sim.assert_quiet().await;
+    });
+    assert!(text.contains("an actor leaks::Idle, started at"), "{text}");
+    Sim::with_seed(1).run(|sim| async move { drop(sim.start_actor(Idle)) });
+}
+
+#[test]
 fn a_call_that_is_left_is_told_with_caller_and_callee() {
     let text = failure(Sim::with_seed(1), |sim| async move {
         let (server, client) = (sim.network().node(Router::new()), sim.network().client());
@@ -73,7 +88,7 @@ fn a_call_that_is_left_is_told_with_caller_and_callee() {
 fn what_is_to_be_done_at_the_end_is_done() {
     Sim::with_seed(1).run(|sim| async move {
         let dht = {
-            let transport = std::sync::Arc::new(sim.network().node(Router::new()));
+            let transport = Arc::new(sim.network().node(Router::new()));
             skep_dht::Dht::start_unsupervised(skep_dht::DhtParts {
                 transport,
                 router: Router::new(),
@@ -89,6 +104,22 @@ fn what_is_to_be_done_at_the_end_is_done() {
         sim.advance(Duration::from_secs(1)).await;
         sim.assert_quiet().await;
     });
+}
+
+#[test]
+fn nothing_of_a_simulation_stays_in_memory() {
+    // Everything in a simulation holds its clock.
+    let clock = Sim::with_seed(1).run(|sim| async move {
+        let hive = sim.servers(5).experts("m.[0:5]").with_checkpoints().start().await;
+        let moe = sim.client(&hive).moe("m.", [5]).k_best(2).build().await;
+        moe.forward(sim.rows(1, 4)).await.expect("all servers live");
+        hive.pick(1).kill();
+        hive.pick(1).freeze();
+        hive.pick(1).crash();
+        hive.pick(1).bounce();
+        Arc::downgrade(&sim.clock())
+    });
+    assert!(clock.upgrade().is_none());
 }
 
 #[test]
@@ -142,6 +173,27 @@ fn a_wait_for_another_thread_is_noticed() {
         result.await.unwrap();
     });
     assert!(text.contains("the test waited") || text.contains("deadlock"), "{text}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_wait_for_a_real_socket_is_noticed() {
+    let text = failure(Sim::with_seed(1), |_sim| async move {
+        let door = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = door.local_addr().unwrap();
+        let late = move || {
+            std::thread::park_timeout(Duration::from_millis(300));
+            drop(std::net::TcpStream::connect(address));
+        };
+        std::thread::Builder::new().name("late".into()).spawn(late).unwrap();
+        drop(door.accept().unwrap());
+    });
+    assert!(text.contains("the test waited") && text.contains("a real socket inside a simulation"), "{text}");
+    let text = failure(Sim::with_seed(1), |_sim| async move {
+        let door = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        drop(door.accept().await.unwrap());
+    });
+    assert!(text.contains("deadlock") && text.contains("a real socket"), "{text}");
 }
 
 #[test]

@@ -96,3 +96,13 @@ fn a_probe_that_is_disappointed_says_what_it_was_told_instead() {
     });
     assert_eq!(text, "a probe was not told what it fished for within 3s, but [1, 2]");
 }
+
+#[test]
+fn an_actor_that_does_not_end_in_time_fails_its_probe() {
+    let text = failure(|sim| async move {
+        let probe: Probe<Count> = sim.probe();
+        let counter = sim.start_actor(Counter { listener: probe.addr().recipient(), clock: sim.clock() });
+        probe.within(Duration::from_secs(2)).expect_terminated(&counter).await;
+    });
+    assert_eq!(text, "an actor still lives after 2s");
+}
