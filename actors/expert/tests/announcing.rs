@@ -8,7 +8,7 @@ use common::*;
 use libp2p_identity::PeerId;
 use skep_dht::{Dht, DhtConfig, DhtParts, Freshness};
 use skep_expert::{
-    BackendError, ExpertPattern, HostedExpert, Kind, MemoryCheckpoints, PlacementError, Server, ServerConfig,
+    Backend, BackendError, ExpertPattern, HostedExpert, Kind, MemoryCheckpoints, PlacementError, Server, ServerConfig,
     TakePlaces, choose_uids,
 };
 use skep_kernel::Deadline;
@@ -41,6 +41,15 @@ async fn hosts(sim: &Sim, dht: &Dht, uids: &[&str]) -> Vec<Option<PeerId>> {
     let uids = uids.iter().map(|uid| uid.parse::<ExpertUid>().unwrap()).collect();
     let found = dht.find_experts(uids, Freshness::Latest, soon(sim)).await.unwrap();
     found.into_iter().map(|hosted| hosted.map(|hosted| hosted.value)).collect()
+}
+
+/// An expert whose steps fail half way; it can be made again.
+fn torn(uid: &str) -> HostedExpert {
+    let factory = || {
+        let torn = Closures::echo().on_backward(|_| Err(BackendError::Torn("half a step".to_owned())));
+        Ok(Box::new(torn) as Box<dyn Backend>)
+    };
+    HostedExpert { uid: uid.parse().unwrap(), factory: Box::new(factory) }
 }
 
 fn announced_until(server: &Server) -> Vec<Option<f64>> {
@@ -93,12 +102,7 @@ fn a_poisoned_expert_is_withdrawn_and_a_reloaded_one_comes_back() {
     Sim::with_seed(1).run(|sim| async move {
         let first = node(&sim, 1, vec![]);
         let second = node(&sim, 2, vec![first.local_peer()]);
-        let factory = || {
-            let torn = Closures::echo().on_backward(|_| Err(BackendError::Torn("half a step".to_owned())));
-            Ok(Box::new(torn) as Box<dyn skep_expert::Backend>)
-        };
-        let torn = HostedExpert { uid: "e.0".parse().unwrap(), factory: Box::new(factory) };
-        let server = server(&sim, &second, vec![torn, Closures::echo().hosted("e.1")]).await;
+        let server = server(&sim, &second, vec![torn("e.0"), Closures::echo().hosted("e.1")]).await;
         let e = expert(&server, "e.0");
         let snapshot = e.save(soon(&sim)).await.unwrap();
         let task = e.submit(Kind::Backward, vec![rows(1, 2, 1.0), rows(1, 2, 1.0)], soon(&sim)).unwrap();
@@ -117,15 +121,10 @@ fn a_poisoned_expert_with_a_checkpoint_is_soon_announced_again() {
     Sim::with_seed(1).run(|sim| async move {
         let first = node(&sim, 1, vec![]);
         let second = node(&sim, 2, vec![first.local_peer()]);
-        let factory = || {
-            let torn = Closures::echo().on_backward(|_| Err(BackendError::Torn("half a step".to_owned())));
-            Ok(Box::new(torn) as Box<dyn skep_expert::Backend>)
-        };
-        let torn = HostedExpert { uid: "e.0".parse().unwrap(), factory: Box::new(factory) };
         let mut parts = server_parts(&sim, ServerConfig::default());
         parts.dht = Some(second.clone());
         parts.checkpoints = Some(Arc::new(MemoryCheckpoints::new()));
-        let server = start_parts(&sim, parts, vec![torn]).await;
+        let server = start_parts(&sim, parts, vec![torn("e.0")]).await;
         let e = expert(&server, "e.0");
         let task = e.submit(Kind::Backward, vec![rows(1, 2, 1.0), rows(1, 2, 1.0)], soon(&sim)).unwrap();
         assert!(task.answer().await.is_err());

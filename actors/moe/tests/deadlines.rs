@@ -5,7 +5,10 @@ mod common;
 use std::sync::Arc;
 
 use common::*;
-use futures::future::BoxFuture;
+use futures::{
+    FutureExt,
+    future::{BoxFuture, pending},
+};
 use libp2p_identity::PeerId;
 use skep_dht::DhtError;
 use skep_kernel::Spawner;
@@ -34,15 +37,15 @@ fn a_search_that_nobody_answers_ends_at_the_deadline_of_the_pass() {
     });
 }
 
-/// Never answers forward calls, whatever their deadline.
-struct Careless(SharedTransport);
+/// What is done in the place of a call, where anything is.
+type Instead = dyn Fn(&Call) -> Option<BoxFuture<'static, Result<Answer, RpcError>>> + Send + Sync;
 
-impl Transport for Careless {
+/// A transport on which some calls meet something else.
+struct Bent(SharedTransport, Box<Instead>);
+
+impl Transport for Bent {
     fn call(&self, call: Call) -> BoxFuture<'static, Result<Answer, RpcError>> {
-        match call.method {
-            Method::Forward => Box::pin(std::future::pending()),
-            _ => self.0.call(call),
-        }
+        (self.1)(&call).unwrap_or_else(|| self.0.call(call))
     }
 
     fn local_peer(&self) -> PeerId {
@@ -58,12 +61,20 @@ impl Transport for Careless {
     }
 }
 
+/// The same client on a transport that bends.
+fn bent(
+    client: Client,
+    instead: impl Fn(&Call) -> Option<BoxFuture<'static, Result<Answer, RpcError>>> + Send + Sync + 'static,
+) -> Client {
+    Client { transport: Arc::new(Bent(client.transport.clone(), Box::new(instead))), ..client }
+}
+
 #[test]
 fn a_call_ends_in_time_though_its_transport_forgets_the_deadline() {
     Sim::with_seed(2).run(|sim| async move {
         let hive = sim.servers(1).experts(["m.0"]).start().await;
-        let client = sim.client(&hive).await;
-        let client = Client { transport: Arc::new(Careless(client.transport.clone())), ..client };
+        let never = |call: &Call| (call.method == Method::Forward).then(|| pending().boxed());
+        let client = bent(sim.client(&hive).await, never);
         let peer = hive.servers()[0].peer();
         let expert = RemoteExpert::at(&client, "m.0".parse().unwrap(), peer, within(&sim, millis(1000))).await.unwrap();
         let start = sim.now();
@@ -100,39 +111,15 @@ fn a_pass_ends_shortly_after_its_timeout_though_the_system_thread_is_stuck() {
     });
 }
 
-/// Panics instead of calling one peer's experts.
-struct Panicking(SharedTransport, PeerId);
-
-impl Transport for Panicking {
-    fn call(&self, call: Call) -> BoxFuture<'static, Result<Answer, RpcError>> {
-        let inner = self.0.clone();
-        let ordered = call.method == Method::Forward && call.peer == self.1;
-        Box::pin(async move {
-            assert!(!ordered, "told to");
-            inner.call(call).await
-        })
-    }
-
-    fn local_peer(&self) -> PeerId {
-        self.0.local_peer()
-    }
-
-    fn addresses(&self) -> Vec<multiaddr::Multiaddr> {
-        self.0.addresses()
-    }
-
-    fn add_addresses(&self, peer: PeerId, addresses: Vec<multiaddr::Multiaddr>) {
-        self.0.add_addresses(peer, addresses);
-    }
-}
-
 #[test]
 fn a_call_that_panics_leaves_the_answers_of_the_other_experts() {
     Sim::with_seed(5).run(|sim| async move {
         let hive = sim.servers(2).experts(["m.0", "m.1"]).start().await;
-        let client = sim.client(&hive).await;
         let guilty = hive.hosting("m.0").peer();
-        let client = Client { transport: Arc::new(Panicking(client.transport.clone(), guilty)), ..client };
+        let panics = move |call: &Call| {
+            (call.method == Method::Forward && call.peer == guilty).then(|| async { panic!("told to") }.boxed())
+        };
+        let client = bent(sim.client(&hive).await, panics);
         let moe = Mixture::new(&client, MoeConfig::grid("m.", [2]).k_best(2)).unwrap();
         let gather = moe.forward(vec![rows(2)], descending(2, &[2])).await.unwrap();
         assert_eq!(gather.mask, [false, true, false, true]);
