@@ -11,6 +11,19 @@ use skep_kernel::Rows;
 use skep_wire::{DType, ExpertInfo, HostTensor, TensorDescriptor};
 
 /// A batch as the backend saw it.
+///
+/// ```
+/// use skep_testkit::Sim;
+///
+/// Sim::with_seed(1).run(|sim| async move {
+///     let hive = sim.servers(1).experts("m.0").start().await;
+///     let moe = sim.client(&hive).moe("m.", [1]).build().await;
+///     let out = moe.forward(sim.rows(3, 4)).await.expect("the server lives");
+///     moe.backward(&out, out.ones()).await.expect("the server lives");
+///     let batches = hive.recording("m.0").batches();
+///     assert_eq!(batches.iter().map(|seen| (seen.backward, seen.batch.rows.0)).collect::<Vec<_>>(), [(false, 3), (true, 3)]);
+/// });
+/// ```
 #[derive(Clone, Debug)]
 pub struct Recorded {
     /// Whether it was a backward batch.
@@ -20,6 +33,19 @@ pub struct Recorded {
 }
 
 /// The batches that a backend was given, in order. Clones share the list.
+///
+/// ```
+/// use skep_expert::{Backend, Batch};
+/// use skep_kernel::Rows;
+/// use skep_testkit::{ScriptedBackend, Sim};
+///
+/// Sim::with_seed(1).run(|sim| async move {
+///     let mut backend = ScriptedBackend::scale(2.0);
+///     let recording = backend.recording();
+///     backend.forward(&Batch { rows: Rows(2), inputs: vec![sim.rows(2, 4)], grad_outputs: vec![] }).expect("no failure is ordered");
+///     assert_eq!(recording.batches().len(), 1);
+/// });
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Recording(Arc<Mutex<Vec<Recorded>>>);
 

@@ -20,6 +20,18 @@ use crate::{
 };
 
 /// A client about to start; awaiting it gives a [`Client`]. From [`Sim::client`].
+///
+/// ```
+/// use skep_testkit::Sim;
+///
+/// Sim::with_seed(1).run(|sim| async move {
+///     let hive = sim.servers(1).experts("m.0").start().await;
+///     let asking: skep_moe::Client = sim.client(&hive).await; // all that code under test needs
+///     let mortal = sim.client(&hive).start().await; // and one to which hardship is done
+///     mortal.node().kill();
+///     assert_ne!(asking.transport.local_peer(), mortal.transport.local_peer());
+/// });
+/// ```
 pub struct Clients<'a> {
     pub(crate) sim: &'a Sim,
     initial_peers: Vec<PeerId>,
@@ -99,6 +111,22 @@ impl<'a> IntoFuture for Clients<'a> {
 }
 
 /// A client of a hive: everything that [`Client`] is, in a process of a simulation.
+///
+/// ```
+/// use std::time::Duration;
+/// use skep_kernel::Deadline;
+/// use skep_moe::RemoteExpert;
+/// use skep_testkit::Sim;
+///
+/// Sim::with_seed(1).run(|sim| async move {
+///     let hive = sim.servers(1).experts("m.0").start().await;
+///     let client = sim.client(&hive).start().await;
+///     let soon = Deadline::after(sim.now(), Duration::from_secs(5));
+///     let expert = RemoteExpert::find(&client, &"m.0".parse().unwrap(), soon).await.unwrap().expect("it is announced");
+///     sim.network().partition(&[client.node().peer()], &hive.nodes().peers());
+///     assert!(expert.forward(vec![sim.rows(1, 4)], soon).await.is_err());
+/// });
+/// ```
 #[derive(Clone)]
 pub struct SimClient {
     sim: Sim,

@@ -9,6 +9,22 @@ use skep_expert::{Backend, Batch, Device, Kind, Outcome};
 use skep_kernel::{Moment, SharedClock};
 
 /// What a device was busy with.
+///
+/// ```
+/// use std::time::Duration;
+/// use skep_expert::{Batch, Kind, Lane};
+/// use skep_testkit::{ScriptedBackend, ScriptedDevice, Sim, Work};
+///
+/// Sim::with_seed(1).run(|sim| async move {
+///     let device = ScriptedDevice::new(sim.clock(), Duration::from_millis(2), Duration::from_millis(10));
+///     let mut lane = Lane::new(device.clone());
+///     let batch = Batch { rows: skep_kernel::Rows(1), inputs: vec![sim.rows(1, 4)], grad_outputs: Vec::new() };
+///     lane.stage(Kind::Forward, batch, ()).ok().expect("nothing is staged");
+///     lane.launch(&mut ScriptedBackend::scale(2.0));
+///     let works: Vec<Work> = device.spans().iter().map(|span| span.work).collect();
+///     assert_eq!(works, [Work::Stage, Work::Run(Kind::Forward)]);
+/// });
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     /// Copying a batch to the device.
@@ -18,6 +34,17 @@ pub enum Work {
 }
 
 /// One span of a device's time. Batches are numbered from 0 in the order of their staging.
+///
+/// ```
+/// use std::time::Duration;
+/// use skep_kernel::Moment;
+/// use skep_testkit::{Span, Work};
+///
+/// let at = |millis| Moment::START + Duration::from_millis(millis);
+/// let one = Span { batch: 0, work: Work::Stage, from: at(0), to: at(5) };
+/// assert!(one.overlaps(&Span { batch: 1, from: at(4), to: at(9), ..one }));
+/// assert!(!one.overlaps(&Span { batch: 1, from: at(5), to: at(9), ..one }));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     /// Of which batch.
@@ -92,6 +119,23 @@ impl ScriptedDevice {
 }
 
 /// A batch on its way to a [`ScriptedDevice`].
+///
+/// ```
+/// use std::time::Duration;
+/// use skep_expert::{Batch, Device, Kind};
+/// use skep_testkit::{Copied, ScriptedBackend, ScriptedDevice, Sim};
+///
+/// Sim::with_seed(1).run(|sim| async move {
+///     let mut device = ScriptedDevice::new(sim.clock(), Duration::from_millis(2), Duration::from_millis(10));
+///     let batch = Batch { rows: skep_kernel::Rows(1), inputs: vec![sim.rows(1, 4)], grad_outputs: Vec::new() };
+///     let copied: Copied = device.stage(batch);
+///     let launched = device.launch(Kind::Forward, copied, &mut ScriptedBackend::scale(2.0));
+///     let mark = device.record();
+///     assert!(!device.query(&mark), "it is copied and run first");
+///     sim.advance(Duration::from_millis(12)).await;
+///     assert!(device.query(&mark) && device.collect(launched).is_ok());
+/// });
+/// ```
 pub struct Copied {
     number: usize,
     batch: Batch,

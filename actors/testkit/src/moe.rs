@@ -31,6 +31,18 @@ impl Sim {
 }
 
 /// A mixture about to be made. Setters are those of [`MoeConfig`].
+///
+/// ```
+/// use std::time::Duration;
+/// use skep_testkit::Sim;
+///
+/// Sim::with_seed(1).run(|sim| async move {
+///     let hive = sim.servers(2).experts("ffn.[0:2].[0:3]").start().await;
+///     let moe = sim.client(&hive).moe("ffn.", [2, 3]).k_best(3).k_min(1).forward_timeout(Duration::from_secs(2));
+///     let moe = moe.build().await;
+///     assert_eq!(moe.visible_experts().await.len(), 6);
+/// });
+/// ```
 pub struct MoeBuilder {
     client: SimClient,
     config: MoeConfig,
@@ -161,6 +173,18 @@ impl SimMoe {
 }
 
 /// A joined forward pass with what backward needs.
+///
+/// ```
+/// use skep_testkit::Sim;
+///
+/// Sim::with_seed(1).run(|sim| async move {
+///     let hive = sim.servers(2).experts("ffn.[0:4]").start().await;
+///     let moe = sim.client(&hive).moe("ffn.", [4]).k_best(2).build().await;
+///     let out = moe.forward(sim.rows(3, 4)).await.expect("both servers live");
+///     assert_eq!(out.responders_per_row().collect::<Vec<_>>(), [2, 2, 2]);
+///     assert_eq!(out.outputs[0].shape(), [3, 2, 4]); // what the real `Gather` holds: rows, k, width
+/// });
+/// ```
 #[derive(Clone, Debug)]
 pub struct MoeOutput {
     inputs: Vec<HostTensor>,

@@ -3,6 +3,13 @@
 use skep_wire::ExpertUid;
 
 /// Names of experts: a pattern as in `"ffn.[0:5].[0:4]"`, which stands for all its places in order, or a list of names.
+///
+/// ```
+/// use skep_testkit::ExpertNames;
+///
+/// let names = "ffn.[0:2].7".uids();
+/// assert_eq!(names, ["ffn.0.7", "ffn.1.7"].uids());
+/// ```
 pub trait ExpertNames {
     /// The uids, in order.
     ///

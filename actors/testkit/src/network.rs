@@ -25,6 +25,17 @@ use crate::{
 };
 
 /// What calls carry.
+///
+/// ```
+/// use skep_testkit::{Sim, Wire};
+///
+/// Sim::with_seed(1).run(|sim| async move {
+///     let hive = sim.servers(1).experts("m.0").start().await;
+///     sim.network().wire(Wire::Hivemind); // from now on nobody sees deadlines, request ids and loads
+///     let moe = sim.client(&hive).moe("m.", [1]).build().await;
+///     moe.forward(sim.rows(1, 4)).await.expect("the server lives");
+/// });
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Wire {
     /// Everything: deadline, request id, trace, load, typed errors.
@@ -64,6 +75,32 @@ struct State {
 }
 
 /// A call that has not ended.
+///
+/// ```
+/// use std::time::Duration;
+/// use skep_kernel::Deadline;
+/// use skep_moe::RemoteExpert;
+/// use skep_testkit::Sim;
+/// use skep_wire::Method;
+///
+/// Sim::with_seed(1).run(|sim| async move {
+///     let hive = sim.servers(1).experts("m.0").costing(Duration::from_secs(2)).start().await;
+///     let client = sim.client(&hive).start().await;
+///     let expert = RemoteExpert::at(&client, "m.0".parse().unwrap(), hive.servers()[0].peer(), soon(&sim)).await.unwrap();
+///     let asking = expert.forward(vec![sim.rows(1, 4)], soon(&sim));
+///     let looking = async {
+///         sim.advance(Duration::from_secs(1)).await;
+///         let calls = sim.network().calls_under_way();
+///         let call = calls.iter().find(|call| call.method == Method::Forward).expect("it is being served");
+///         assert_eq!((call.from, call.to), (client.node().peer(), hive.servers()[0].peer()));
+///     };
+///     futures::join!(asking, looking).0.expect("it has time");
+/// });
+///
+/// fn soon(sim: &Sim) -> Deadline {
+///     Deadline::after(sim.now(), Duration::from_secs(5))
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct CallUnderWay {
     /// Who waits.

@@ -171,6 +171,24 @@ impl<M: Message<Result = ()> + Debug + Send + 'static> Probe<M> {
 }
 
 /// The actor in whose place a [`Probe`] stands.
+///
+/// ```
+/// use actix::{Addr, Message};
+/// use skep_testkit::{ProbeActor, Sim};
+///
+/// #[derive(Debug, PartialEq)]
+/// struct Ping;
+/// impl Message for Ping {
+///     type Result = ();
+/// }
+///
+/// Sim::with_seed(1).run(|sim| async move {
+///     let probe = sim.probe::<Ping>();
+///     let listener: Addr<ProbeActor<Ping>> = probe.addr();
+///     listener.recipient().try_send(Ping).unwrap();
+///     assert_eq!(probe.expect().await, Ping);
+/// });
+/// ```
 pub struct ProbeActor<M> {
     probe: Probe<M>,
 }

@@ -244,6 +244,18 @@ impl Life for Parts {
 }
 
 /// One server of a [`Hive`].
+///
+/// ```
+/// use skep_testkit::{ScriptedBackend, Sim};
+///
+/// Sim::with_seed(1).run(|sim| async move {
+///     let backend = ScriptedBackend::affine(1.0, 0.1);
+///     let hive = sim.servers(2).experts("m.[0:4]").backend(backend).with_checkpoints().start().await;
+///     let server = hive.hosting("m.3");
+///     assert!(server.server().status().ready && server.disk().is_some());
+///     assert_eq!(server.recordings().len(), 2, "experts are shared out");
+/// });
+/// ```
 #[derive(Clone)]
 pub struct SimServer {
     node: Node,

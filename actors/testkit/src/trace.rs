@@ -13,6 +13,17 @@ use skep_wire::Method;
 const KEPT: usize = 256;
 
 /// What happened. Nodes are numbered in the order in which they joined, from 1.
+///
+/// ```
+/// use skep_testkit::{Happening, Sim};
+///
+/// Sim::with_seed(1).run(|sim| async move {
+///     let node = sim.dht_node(&[]);
+///     node.node().kill();
+///     let orders = sim.trace().last().into_iter().filter(|event| matches!(event.what, Happening::Ordered("be killed")));
+///     assert_eq!(orders.map(|event| event.node).collect::<Vec<_>>(), [node.node().number()]);
+/// });
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub enum Happening {
     /// A node joined the network.
@@ -52,6 +63,16 @@ pub enum Happening {
 }
 
 /// One line of a trace.
+///
+/// ```
+/// use skep_testkit::{Happening, Sim};
+///
+/// Sim::with_seed(1).run(|sim| async move {
+///     sim.note("here we are");
+///     let event = sim.trace().last().pop().expect("something was noted");
+///     assert_eq!((event.node, event.what), (0, Happening::Note("here we are".to_owned())));
+/// });
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     /// When.
@@ -83,6 +104,20 @@ impl fmt::Display for Event {
 }
 
 /// The trace of one simulation. Cheap to clone; clones share it.
+///
+/// ```
+/// use std::time::Duration;
+/// use skep_testkit::Sim;
+///
+/// let run = || {
+///     Sim::with_seed(1).run(|sim| async move {
+///         let _hive = sim.servers(2).experts("m.[0:2]").start().await;
+///         sim.advance(Duration::from_secs(60)).await;
+///         (sim.trace().events(), sim.trace().hash())
+///     })
+/// };
+/// assert_eq!(run(), run());
+/// ```
 #[derive(Clone)]
 pub struct Trace(Arc<Mutex<Inner>>);
 

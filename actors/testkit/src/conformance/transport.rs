@@ -36,6 +36,23 @@ pub use cases::{cancellation, deadlines, errors, half_close, many_calls, orderin
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A caller that knows how to reach a callee.
+///
+/// ```
+/// use std::sync::Arc;
+/// use skep_rpc::{Router, Transport};
+/// use skep_testkit::{Sim, conformance::transport::{self, Connected}};
+///
+/// Sim::with_seed(1).run(|sim| async move {
+///     let make = |router: Router| {
+///         let sim = sim.clone();
+///         async move {
+///             let callee = sim.network().node(router);
+///             Connected::new(Arc::new(sim.network().client()), callee.local_peer(), sim.clock(), callee)
+///         }
+///     };
+///     transport::cancellation(&make).await;
+/// });
+/// ```
 pub struct Connected {
     caller: SharedTransport,
     callee: PeerId,
@@ -73,6 +90,23 @@ impl Connected {
 }
 
 /// Makes connected pairs: each call gives a new one, whose callee serves what the router routes.
+///
+/// ```
+/// use std::sync::Arc;
+/// use skep_rpc::{Router, Transport};
+/// use skep_testkit::{Sim, conformance::transport::{self, Connected}};
+///
+/// Sim::with_seed(1).run(|sim| async move {
+///     let make = |router: Router| {
+///         let sim = sim.clone();
+///         async move {
+///             let callee = sim.network().node(router);
+///             Connected::new(Arc::new(sim.network().client()), callee.local_peer(), sim.clock(), callee)
+///         }
+///     };
+///     transport::many_calls(&make).await;
+/// });
+/// ```
 pub trait Factory {
     /// One pair.
     fn connect(&self, router: Router) -> impl Future<Output = Connected>;

@@ -11,6 +11,22 @@ use super::{CallUnderWay, SimNetwork};
 use crate::trace::Happening;
 
 /// One peer's end of a [`SimNetwork`].
+///
+/// ```
+/// use std::time::Duration;
+/// use skep_kernel::Deadline;
+/// use skep_rpc::{Body, Call, Meta, RequestId, Router, RpcError, Transport};
+/// use skep_testkit::{Sim, SimTransport};
+/// use skep_wire::Method;
+///
+/// Sim::with_seed(1).run(|sim| async move {
+///     let (deaf, client): (SimTransport, SimTransport) = (sim.network().node(Router::new()), sim.network().client());
+///     let deadline = Deadline::after(sim.now(), Duration::from_secs(1));
+///     let meta = Meta { deadline, request_id: RequestId(1), trace: None };
+///     let call = Call { peer: deaf.local_peer(), method: Method::Ping, body: Body::Message("hi".into()), meta };
+///     assert!(matches!(client.call(call).await, Err(RpcError::Refused { .. })), "nothing is routed there");
+/// });
+/// ```
 #[derive(Clone)]
 pub struct SimTransport {
     network: SimNetwork,
