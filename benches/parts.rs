@@ -5,8 +5,14 @@ use std::{hint::black_box, time::Duration};
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use libp2p_identity::Keypair;
 use skep::{
+    dht::{
+        DhtId,
+        probe::{Network, Records},
+    },
     kernel::{BatchMailbox, Capacity, Key, Moment, ReadyToken, Rows},
+    moe::probe::Fan,
     wire::{
         Compression, HostTensor, Method, compress, decompress,
         frame::native::{BodyHead, Event, Header, Reader, RequestHead, Writer},
@@ -106,6 +112,55 @@ fn batching(criterion: &mut Criterion) {
             });
         });
     }
+    for lanes in [4, 64] {
+        let mailbox = BatchMailbox::new(Capacity { rows: Rows(4096), bytes: 1 << 30 });
+        group.throughput(Throughput::Elements(lanes));
+        group.bench_function(BenchmarkId::new("take_from_lanes", lanes), |bench| {
+            bench.iter(|| {
+                // One task a lane: as many shapes wait as there are lanes, and each is a batch.
+                for lane in 0..lanes {
+                    let pushed = mailbox.try_push(Moment::START, lane, Rows(1), 256, Key(lane));
+                    assert!(pushed.is_ok());
+                }
+                (0..lanes).map(|_| mailbox.take(Rows(4096), |_| true).batch.len()).sum::<usize>()
+            });
+        });
+    }
+    group.finish();
+}
+
+/// Answers of a mixture's calls until the batch is complete.
+fn fan_outs(criterion: &mut Criterion) {
+    let peer = Keypair::generate_ed25519().public().to_peer_id();
+    let mut group = criterion.benchmark_group("fan_out");
+    for (rows, k, experts) in [(32, 4, 16), (2048, 4, 256)] {
+        let name = format!("{rows} rows, {k} of {experts} experts");
+        let fan = Fan::plan(peer, rows, k, experts);
+        group.throughput(Throughput::Elements((rows * k) as u64));
+        group.bench_function(BenchmarkId::new("plan", &name), |bench| bench.iter(|| Fan::plan(peer, rows, k, experts)));
+        group.bench_function(BenchmarkId::new("join", &name), |bench| bench.iter(|| fan.join()));
+    }
+    group.finish();
+}
+
+/// The DHT's decisions, without calls.
+fn dht(criterion: &mut Criterion) {
+    let peer = Keypair::generate_ed25519().public().to_peer_id();
+    let network = Network::of(peer, 1000);
+    let key = DhtId::of_text("expert.0");
+    let near = network.nearest(&key);
+    let mut group = criterion.benchmark_group("dht");
+    group.throughput(Throughput::Elements(network.lookup(key, &near) as u64));
+    group.bench_function("steps_of_a_lookup", |bench| bench.iter(|| network.lookup(black_box(key), &near)));
+    let (mut records, mut now) = (Records::none(), 0.0);
+    let (subkey, value) = (Bytes::from_static(b"expert.0"), Bytes::from_static(&[7; 64]));
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("store", |bench| {
+        bench.iter(|| {
+            now += 1.0;
+            assert!(records.store(now, black_box(key), subkey.clone(), value.clone()));
+        });
+    });
     group.finish();
 }
 
@@ -125,6 +180,6 @@ fn joining(criterion: &mut Criterion) {
 criterion_group! {
     name = parts;
     config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2));
-    targets = codecs, frames, batching, joining
+    targets = codecs, frames, batching, joining, fan_outs, dht
 }
 criterion_main!(parts);

@@ -87,6 +87,17 @@ fn calls_of_all_sizes_have_bare_streams_beside_them() {
 }
 
 #[test]
+fn the_hops_of_a_call_add_up_to_it() {
+    let report = report(&["hops", "--seconds", "0.4"]);
+    let hops = report["hops_us"].as_object().expect("times by hop");
+    let sum: f64 = hops.values().map(|times| times["mean"].as_f64().expect("a mean")).sum();
+    let whole = number(&report, "call_us.mean");
+    // Times are kept with three digits.
+    assert!(hops.len() == 5 && (sum - whole).abs() < 0.01 * whole, "{report:#}");
+    positive(&report, &["call_us.p50", "tls_us.p50", "threads_us.p50"]);
+}
+
+#[test]
 fn a_start_tells_what_the_server_holds() {
     let report = report(&["startup", "--experts", "3", "--hidden", "16", "--idle", "0.2"]);
     positive(&report, &["start_seconds", "limit.seconds", "used.rss", "used.threads"]);

@@ -99,6 +99,15 @@ fn a_serving_node_is_live_and_ready_and_tells_its_state() {
         "# TYPE skep_calls_in_total counter",
         "skep_expert_rows_total{uid=\"http.1\",class=\"ffn\"} 3",
         "skep_expert_serving{uid=\"http.0\",class=\"ffn\"} 1",
+        "# TYPE skep_batch_rows histogram",
+        "skep_batch_rows_bucket{le=\"2\"} 0",
+        "skep_batch_rows_bucket{le=\"4\"} 1",
+        "skep_batch_rows_bucket{le=\"+Inf\"} 1",
+        "skep_batch_rows_sum 3",
+        "skep_batch_rows_count 1",
+        "# TYPE skep_queue_wait_seconds histogram",
+        "skep_queue_wait_seconds_bucket{le=\"1073.741824\"} 1",
+        "skep_queue_wait_seconds_count 1",
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line:?} is missing in:\n{metrics}");
     }

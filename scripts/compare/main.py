@@ -22,8 +22,9 @@ def main():
         "round, and write docs/performance-table.md and docs/performance-*.svg.",
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each work (default: 3)")
-    parser.add_argument("--quick", action="store_true", help="a tiny form that writes nothing: does it work?")
-    parser.add_argument("--only", help="only works whose name has this in it; writes nothing")
+    parser.add_argument("--quick", action="store_true", help="a tiny form that leaves docs alone: does it work?")
+    parser.add_argument("--only", help="only works whose name has this in it; leaves docs alone")
+    parser.add_argument("--into", type=pathlib.Path, help="write table and plots into this folder instead of docs")
     parser.add_argument("--json", type=pathlib.Path, help="also write all numbers into this file")
     options = parser.parse_args()
     end_with_us()
@@ -55,8 +56,8 @@ def main():
     if options.json:
         options.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     print(pages.table(results))
-    if not (options.quick or options.only):
-        pages.write(results, ROOT / "docs")
+    if options.into or not (options.quick or options.only):
+        pages.write(results, options.into or ROOT / "docs")
     sys.exit(1 if failures else 0)
 
 

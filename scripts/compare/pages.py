@@ -95,8 +95,10 @@ def figure(works):
 
 
 def write(results, folder):
-    head = "<!-- Written by scripts/compare_peers; do not edit. -->\n\n"
-    (folder / "performance-table.md").write_text(head + table(results) + "\n")
+    head = "<!-- Written by scripts/compare_peers; do not edit. -->\n\n# skep beside others\n\n"
+    plots = "\n![Calls per second](performance-calls.svg)\n\n![Mixtures and DHT](performance-mixtures.svg)\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "performance-table.md").write_text(head + table(results) + "\n" + plots)
     works = [(name, work) for name, work in results["works"].items() if work["unit"] != "s"]
     calls = [each for each in works if each[1]["unit"] == "calls/s"]
     others = [each for each in works if each[1]["unit"] != "calls/s"]

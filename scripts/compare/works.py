@@ -18,6 +18,8 @@ class Calls:
     backward: bool = False
     in_flight: int = 1
     seconds: float = 2.0
+    # In which our calls and libtorch alone take turns; fewer where one call takes long.
+    turns: int = 4
     experts: int = 4
     unit: str = "calls/s"
     open: list = field(default_factory=list)
@@ -32,7 +34,7 @@ class Calls:
         def own():
             words = ["--preset", "ffn_small_batch", "--expert_cls", self.expert_cls, "--experts", experts]
             words += ["--hidden", self.hidden, "--batch", self.batch, "--clients", self.clients]
-            words += ["--in_flight", self.in_flight, "--seconds", self.seconds]
+            words += ["--in_flight", self.in_flight, "--seconds", self.seconds, "--rounds", self.turns]
             report = skep("throughput", *words, "--backward" if self.backward else "--forward")
             measures = {"skep": report["calls_per_second"], "skep p50 µs": report["latency_us"]["p50"]}
             if report["limit"]:
@@ -190,7 +192,7 @@ def works(quick):
         Calls("nop, batch 1, 64 in flight", "nop", 64, 1, in_flight=64),
         Calls("FFN h=512, batch 32, forward, four clients", "ffn", 512, 32, clients=4),
         Calls("FFN h=512, batch 32, forward and backward, four clients", "ffn", 512, 32, clients=4, backward=True),
-        Calls("FFN h=1024, batch 2048, forward and backward, four clients", "ffn", 1024, 2048, clients=4, backward=True, seconds=8),
+        Calls("FFN h=1024, batch 2048, forward and backward, four clients", "ffn", 1024, 2048, clients=4, backward=True, seconds=8, turns=2),
         Calls("nop, 8 MiB, one client", "nop", 8192, 256),
         Moe("MoE 4×4, k=4, batch 32, h=64", 64),
         Moe("MoE 4×4, k=4, batch 32, h=512", 512),

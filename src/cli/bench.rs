@@ -7,6 +7,7 @@
 mod caller;
 mod clients;
 mod dht;
+mod hops;
 mod latency;
 mod limit;
 mod machine;
@@ -33,6 +34,7 @@ Examples:
   skep bench throughput --clients 4 --hidden 512 --batch 32 --backward --json
   skep bench moe --hidden 512
   skep bench network
+  skep bench hops
   skep bench dht
   skep bench startup";
 
@@ -47,6 +49,8 @@ pub enum Bench {
     Dht(dht::Dht),
     /// Calls of all sizes, and bare streams beside them
     Network(network::Network),
+    /// One small call: where its time goes, by time stamps
+    Hops(hops::Hops),
     /// A server of many experts: how soon it is ready, and what it holds
     Startup(startup::Startup),
     /// A process of a benchmark; it is told on stdin what to do
@@ -61,6 +65,7 @@ impl Bench {
             Bench::Moe(moe) => moe.run(),
             Bench::Dht(dht) => dht.run(),
             Bench::Network(network) => network.run(),
+            Bench::Hops(hops) => hops.run(),
             Bench::Startup(startup) => startup.run(),
             Bench::Worker => Ok(worker::work()?),
         }

@@ -1,6 +1,8 @@
 //! A status as text for Prometheus. Each scrape writes one snapshot into a recorder of its own, so that experts that are
 //! gone leave no series behind and nothing in the process is global.
 
+use std::{collections::BTreeMap, fmt::Write as _};
+
 use metrics::{counter, describe_counter, describe_gauge, gauge, with_local_recorder};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use skep_dht::DhtStatus;
@@ -21,7 +23,52 @@ pub(super) fn render(status: &Status) -> String {
         describe_experts();
         status.experts.iter().for_each(expert);
     });
+    let experts = &status.experts;
+    let rows = Sizes::of(experts.iter().map(|expert| (&expert.batch_rows[..], expert.rows)));
+    let waits = Sizes::of(experts.iter().map(|expert| (&expert.queue_wait_us[..], expert.queue_wait_us_total)));
     recorder.handle().render()
+        + &rows.render("skep_batch_rows", "Rows of the batches of all experts", 1.0)
+        + &waits.render("skep_queue_wait_seconds", "Waits of tasks in line, of all experts", 1e6)
+}
+
+/// Numbers of all experts, counted by powers of two. The recorder makes histograms from single numbers only.
+#[derive(Default)]
+struct Sizes {
+    /// Up to which number, and how often.
+    counts: BTreeMap<u64, u64>,
+    sum: u64,
+}
+
+/// Powers of two that have a bucket; larger numbers are in the last one, without a bound.
+const BUCKETS: u32 = 31;
+
+impl Sizes {
+    fn of<'a>(each: impl Iterator<Item = (&'a [(u64, u64)], u64)>) -> Self {
+        let mut all = Self::default();
+        for (counts, sum) in each {
+            counts.iter().for_each(|(up_to, count)| *all.counts.entry(*up_to).or_default() += count);
+            all.sum += sum;
+        }
+        all
+    }
+
+    /// The text for Prometheus; so many make a unit.
+    fn render(&self, name: &str, help: &str, in_a_unit: f64) -> String {
+        let mut text = format!("# HELP {name} {help}\n# TYPE {name} histogram\n");
+        let mut line = |labels: &str, value: &dyn std::fmt::Display| {
+            writeln!(text, "{name}{labels} {value}").expect("strings take everything");
+        };
+        let mut below = 0;
+        for up_to in (0..BUCKETS).map(|size| 1 << size) {
+            below += self.counts.get(&up_to).copied().unwrap_or(0);
+            line(&format!("_bucket{{le=\"{}\"}}", up_to as f64 / in_a_unit), &below);
+        }
+        let all: u64 = self.counts.values().sum();
+        line("_bucket{le=\"+Inf\"}", &all);
+        line("_sum", &(self.sum as f64 / in_a_unit));
+        line("_count", &all);
+        text + "\n"
+    }
 }
 
 fn network(net: &NetStatus) {

@@ -12,6 +12,8 @@ mod handle;
 mod key;
 mod lookup;
 mod messages;
+#[doc(hidden)]
+pub mod probe;
 mod serve;
 
 pub use self::core::{

@@ -78,6 +78,8 @@ pub struct ExpertStatus {
     pub batch_rows: Vec<(u64, u64)>,
     /// Tasks by their wait in line before they ran, in microseconds: up to how many (powers of two), how often.
     pub queue_wait_us: Vec<(u64, u64)>,
+    /// The sum of those waits, in microseconds.
+    pub queue_wait_us_total: u64,
     /// Rows in line.
     pub waiting_rows: u32,
     /// How long the oldest of them has waited, in seconds.
@@ -340,6 +342,7 @@ impl ExpertHandle {
             skipped: read(&counters.skipped),
             batch_rows: counters.batch_rows.read(),
             queue_wait_us: counters.queue_wait_us.read(),
+            queue_wait_us_total: counters.queue_wait_us.sum(),
             waiting_rows: load.waiting_rows,
             oldest_wait_seconds: load.oldest_wait.as_secs_f64(),
             announced_until: None,

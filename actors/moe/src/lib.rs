@@ -17,6 +17,8 @@ mod hive;
 mod join;
 mod mixture;
 mod plan;
+#[doc(hidden)]
+pub mod probe;
 mod refresher;
 mod remote;
 mod scores;

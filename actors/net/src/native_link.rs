@@ -20,7 +20,10 @@ use std::sync::Arc;
 
 use libp2p::StreamProtocol;
 use skep_rpc::{Answer, RpcError};
-use skep_wire::frame::{FrameError, native::PROTOCOL};
+use skep_wire::frame::{
+    FrameError,
+    native::{PROTOCOL, Pool},
+};
 
 pub(crate) use caller::Caller;
 pub(crate) use linger::Linger;
@@ -32,6 +35,9 @@ use crate::{
     inbound::Server,
 };
 
+/// Memory of large bodies that is kept for the next ones, of all links together.
+pub(crate) const POOL_BYTES: usize = 64 << 20;
+
 /// The protocol's name.
 pub(crate) const NATIVE: StreamProtocol = StreamProtocol::new(PROTOCOL);
 
@@ -42,6 +48,8 @@ pub(crate) struct Context {
     pub(crate) answers: Arc<Budget>,
     /// Whether calls of others are served.
     pub(crate) serves: bool,
+    /// Memory of large bodies of all links.
+    pub(crate) pool: Arc<Pool>,
 }
 
 /// How a call of ours ended. Its answer holds memory until the caller has it.

@@ -12,6 +12,7 @@ use libp2p_identity::{Keypair, PeerId};
 use multiaddr::{Multiaddr, Protocol};
 use skep_kernel::{Deadline, SharedClock, ask::mark_runtime_thread, time::before};
 use skep_rpc::{Answer, Bans, Call, Router, RpcError, Transport};
+use skep_wire::frame::native::Pool;
 use tokio::{
     runtime,
     sync::{mpsc, oneshot, watch},
@@ -308,7 +309,8 @@ fn serve_streams(shared: &Arc<Shared>, runtime: runtime::Handle) -> streams::Sha
         negotiation_timeout: config.timeouts.negotiation,
         native: config.native.then(|| {
             let (server, answers) = (server.clone(), shared.answers.clone());
-            Arc::new(native_link::Context { server, answers, serves: !config.client_mode })
+            let pool = Pool::new(native_link::POOL_BYTES);
+            Arc::new(native_link::Context { server, answers, serves: !config.client_mode, pool })
         }),
         accept: Box::new(move |accepted| drop(runtime.spawn(server.clone().serve(accepted)))),
     }

@@ -55,8 +55,8 @@ pub struct Called {
     pub latency: Recorded,
 }
 
-/// Connects, tries every expert once, waits for the word, calls.
-pub fn run(calls: Calls, start: &Start) -> Result<Called, Error> {
+/// Connects, tries every expert once, calls at each word.
+pub fn run(calls: Calls, start: &Start) -> Result<(), Error> {
     let builder = Runtime::builder().client_mode().initial_peers([calls.peer.clone()]);
     let runtime = calls.way.set(builder).start()?;
     let client = runtime.as_ref();
@@ -81,26 +81,35 @@ pub fn run(calls: Calls, start: &Start) -> Result<Called, Error> {
         }
         Ok::<_, RpcError>(())
     })?;
-    start.wait()?;
-    let until = Instant::now() + Duration::from_secs_f64(calls.seconds);
-    let local = tokio::task::LocalSet::new();
-    let tasks: Vec<_> =
-        (0..calls.at_once).map(|number| local.spawn_local(caller.clone().call_until(number, until))).collect();
-    let mut all = Called::default();
-    let mut latencies = Latencies::default();
-    local.block_on(&tokio, async {
-        for task in tasks {
-            let (called, mut times) = task.await.map_err(|error| Error::Invalid(format!("a caller ended: {error}")))?;
-            times.drain(..).for_each(|took| latencies.record(took));
-            all.calls += called.calls;
-            all.failed += called.failed;
-            all.rate += called.rate;
-            all.failure = all.failure.take().or(called.failure);
-        }
-        Ok::<_, Error>(())
-    })?;
-    all.latency = latencies.recorded();
-    Ok(all)
+    start.rounds(|| {
+        let until = Instant::now() + Duration::from_secs_f64(calls.seconds);
+        let local = tokio::task::LocalSet::new();
+        let tasks: Vec<_> =
+            (0..calls.at_once).map(|number| local.spawn_local(caller.clone().call_until(number, until))).collect();
+        let mut all = Called::default();
+        let mut latencies = Latencies::default();
+        local.block_on(&tokio, async {
+            for task in tasks {
+                let ended = task.await.map_err(|error| Error::Invalid(format!("a caller ended: {error}")));
+                let (called, times) = ended?;
+                times.into_iter().for_each(|took| latencies.record(took));
+                all.add(called);
+            }
+            Ok::<_, Error>(())
+        })?;
+        all.latency = latencies.recorded();
+        Ok(all)
+    })
+}
+
+impl Called {
+    /// Counts calls that were made at the same time, but for their latencies.
+    pub fn add(&mut self, other: Called) {
+        self.calls += other.calls;
+        self.failed += other.failed;
+        self.rate += other.rate;
+        self.failure = self.failure.take().or(other.failure);
+    }
 }
 
 struct Caller {

@@ -51,9 +51,18 @@ impl Way {
     }
 }
 
+/// Client processes that are connected and have tried every expert.
+pub struct Clients {
+    crew: Crew,
+    rounds: usize,
+    called: Called,
+    latencies: Latencies,
+    usage: Usage,
+}
+
 /// What all clients measured.
 pub struct Measured {
-    /// Answered and failed calls, and the rate.
+    /// Answered and failed calls, and the mean rate of the rounds.
     pub called: Called,
     /// How long calls took.
     pub latency: Summary,
@@ -61,41 +70,50 @@ pub struct Measured {
     pub usage: Usage,
 }
 
-/// Starts `processes` client processes that share `clients` callers, each with `in_flight` calls at once; `server` is
-/// asked for its use before and after.
-pub fn measure<U>(
-    calls: &Calls,
-    clients: usize,
-    processes: usize,
-    progress: &Progress,
-    mut server: impl FnMut() -> U,
-) -> Result<(Measured, U, U), Error> {
-    let processes = processes.clamp(1, clients);
-    let share = |number: usize| clients / processes + usize::from(number < clients % processes);
-    let jobs = (0..processes).map(|number| {
-        let mut calls = calls.clone();
-        let uids = calls.uids.len();
-        // Clients begin with different experts.
-        calls.uids.rotate_left(number % uids.max(1));
-        calls.at_once *= share(number);
-        Job::Call(calls)
-    });
-    let mut crew = Crew::prepare("client", jobs)?;
-    let before = server();
-    let results: Vec<(Called, Usage)> = crew.go(progress)?;
-    let after = server();
-    let (mut all, mut latencies, mut usage) = (Called::default(), Latencies::default(), Usage::default());
-    for (called, used) in results {
-        latencies.add(&called.latency);
-        usage = usage.plus(used);
-        all.calls += called.calls;
-        all.failed += called.failed;
-        all.rate += called.rate;
-        all.failure = all.failure.take().or(called.failure);
+impl Clients {
+    /// Starts `processes` client processes that share `clients` callers, each with `calls.at_once` calls at once.
+    pub fn prepare(calls: &Calls, clients: usize, processes: usize) -> Result<Self, Error> {
+        let processes = processes.clamp(1, clients);
+        let share = |number: usize| clients / processes + usize::from(number < clients % processes);
+        let jobs = (0..processes).map(|number| {
+            let mut calls = calls.clone();
+            let uids = calls.uids.len();
+            // Clients begin with different experts.
+            calls.uids.rotate_left(number % uids.max(1));
+            calls.at_once *= share(number);
+            Job::Call(calls)
+        });
+        Ok(Self {
+            crew: Crew::prepare("client", jobs)?,
+            rounds: 0,
+            called: Called::default(),
+            latencies: Latencies::default(),
+            usage: Usage::default(),
+        })
     }
-    if all.calls == 0 {
-        let why = all.failure.unwrap_or_else(|| "none was answered in time".to_owned());
-        return Err(Error::Invalid(format!("no call succeeded: {why}")));
+
+    /// A round of calls; gives its rate.
+    pub fn round(&mut self, progress: &Progress) -> Result<f64, Error> {
+        let results: Vec<(Called, Usage)> = self.crew.go(progress)?;
+        let (before, mut used_now) = (self.called.rate, Usage::default());
+        for (called, used) in results {
+            self.latencies.add(&called.latency);
+            used_now = used_now.plus(used);
+            self.called.add(called);
+        }
+        self.usage = self.usage.and_then(used_now);
+        self.rounds += 1;
+        Ok(self.called.rate - before)
     }
-    Ok((Measured { called: all, latency: latencies.summary(), usage }, before, after))
+
+    /// All rounds together.
+    pub fn measured(self) -> Result<Measured, Error> {
+        let Self { rounds, mut called, latencies, usage, crew: _ } = self;
+        if called.calls == 0 {
+            let why = called.failure.unwrap_or_else(|| "none was answered in time".to_owned());
+            return Err(Error::Invalid(format!("no call succeeded: {why}")));
+        }
+        called.rate /= rounds as f64;
+        Ok(Measured { called, latency: latencies.summary(), usage })
+    }
 }

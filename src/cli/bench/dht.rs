@@ -13,7 +13,7 @@ use super::{
     machine::{Machine, Usage},
     progress::Progress,
     report::{Table, bytes, number, print},
-    worker::{Crew, Job, Start},
+    worker::{Crew, Job},
 };
 use crate::{Runtime, cli::Failure, error::Error};
 
@@ -74,8 +74,7 @@ impl Draw {
 }
 
 /// Starts the nodes, stores, looks up.
-pub fn run(options: &Dht, start: &Start) -> Result<Measured, Error> {
-    start.wait()?;
+pub fn run(options: &Dht) -> Result<Measured, Error> {
     let mut draw = Draw(Seed::new(options.random_seed), 0);
     let begun = Instant::now();
     let mut nodes: Vec<Runtime> = Vec::new();

@@ -56,6 +56,11 @@ impl Latencies {
         Recorded(self.0.iter_recorded().map(|step| (step.value_iterated_to(), step.count_at_value())).collect())
     }
 
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.0.len()
+    }
+
     /// The distribution.
     pub fn summary(&self) -> Summary {
         let at = |quantile| self.0.value_at_quantile(quantile) as f64 / 1e3;

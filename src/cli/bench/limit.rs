@@ -93,8 +93,8 @@ pub fn input(rows: usize, hidden: usize, seed: u32) -> Result<Tensor, Error> {
     Tensor::f_from_slice(&noise(rows * hidden, seed)).and_then(|t| t.f_reshape(sizes)).map_err(failed)
 }
 
-/// Builds the experts, waits for the word, computes.
-pub fn run(work: &Computation, start: &Start) -> Result<Computed, Error> {
+/// Builds the experts, computes at each word.
+pub fn run(work: &Computation, start: &Start) -> Result<(), Error> {
     tune(&Tuning::default()).map_err(|error| Error::Invalid(error.to_string()))?;
     let threads = work.threads.max(1);
     let mut lots = Vec::new();
@@ -106,24 +106,28 @@ pub fn run(work: &Computation, start: &Start) -> Result<Computed, Error> {
         for expert in &experts {
             compute(expert, &x, &gradient, work.backward)?;
         }
-        lots.push((experts, x, gradient));
+        lots.push(Lot { experts, x, gradient, turn: 0 });
     }
-    start.wait()?;
-    let until = Instant::now() + Duration::from_secs_f64(work.seconds);
-    let backward = work.backward;
-    let started: Vec<_> = lots
-        .into_iter()
-        .map(|(experts, x, gradient)| {
-            let turn = move || compute_until(&experts, &x, &gradient, backward, until);
-            thread::Builder::new().name("bench-limit".to_owned()).spawn(turn)
+    start.rounds(|| {
+        let until = Instant::now() + Duration::from_secs_f64(work.seconds);
+        thread::scope(|scope| {
+            let turn = |lot| scope.spawn(move || compute_until(lot, work.backward, until));
+            let threads: Vec<_> = lots.iter_mut().map(turn).collect();
+            threads.into_iter().try_fold(Computed::default(), |sum, thread| {
+                let rate = thread.join().map_err(|_| Error::Invalid("libtorch alone panicked".to_owned()))??;
+                Ok(Computed { rate: sum.rate + rate })
+            })
         })
-        .collect();
-    let mut computed = Computed::default();
-    for thread in started {
-        let thread = thread.map_err(|source| Error::System { what: "cannot start a thread".to_owned(), source })?;
-        computed.rate += thread.join().map_err(|_| Error::Invalid("libtorch alone panicked".to_owned()))??;
-    }
-    Ok(computed)
+    })
+}
+
+/// What one thread computes on.
+struct Lot {
+    experts: Vec<Alone>,
+    x: Tensor,
+    gradient: Tensor,
+    /// The expert whose turn it is, counted through.
+    turn: usize,
 }
 
 fn compute(expert: &Alone, x: &Tensor, gradient: &Tensor, backward: bool) -> Result<(), Error> {
@@ -134,21 +138,14 @@ fn compute(expert: &Alone, x: &Tensor, gradient: &Tensor, backward: bool) -> Res
     Ok(())
 }
 
-fn compute_until(
-    experts: &[Alone],
-    x: &Tensor,
-    gradient: &Tensor,
-    backward: bool,
-    until: Instant,
-) -> Result<f64, Error> {
+/// Batches per second.
+fn compute_until(lot: &mut Lot, backward: bool, until: Instant) -> Result<f64, Error> {
     // OpenMP counts threads for each thread that asks it.
     skep_torch::tch::set_num_threads(1);
-    let begun = Instant::now();
-    for (turn, expert) in experts.iter().cycle().enumerate() {
-        if Instant::now() >= until {
-            return Ok(turn as f64 / begun.elapsed().as_secs_f64());
-        }
-        compute(expert, x, gradient, backward)?;
+    let (begun, first) = (Instant::now(), lot.turn);
+    while lot.turn == first || Instant::now() < until {
+        compute(&lot.experts[lot.turn % lot.experts.len()], &lot.x, &lot.gradient, backward)?;
+        lot.turn += 1;
     }
-    Ok(0.0)
+    Ok((lot.turn - first) as f64 / begun.elapsed().as_secs_f64())
 }

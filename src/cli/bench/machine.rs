@@ -52,6 +52,11 @@ impl Usage {
         Usage { user: self.user - before.user, system: self.system - before.system, ..self }
     }
 
+    /// What was used then and in a later round, with memory and threads as they are now.
+    pub fn and_then(self, later: Usage) -> Usage {
+        Usage { user: self.user + later.user, system: self.system + later.system, ..later }
+    }
+
     /// The use of two processes.
     pub fn plus(self, other: Usage) -> Usage {
         Usage {

@@ -7,7 +7,6 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::{Duration, Instant},
 };
 
 use skep_torch::{
@@ -16,7 +15,6 @@ use skep_torch::{
 };
 
 use super::{
-    latency::Latencies,
     limit::{Alone, input},
     machine::cores,
     moe::{Mix, Mixed},
@@ -41,8 +39,8 @@ struct Lot {
     gradient: Tensor,
 }
 
-/// Makes the experts, tries a step, waits for the word, makes steps.
-pub fn run(mix: &Mix, start: &Start) -> Result<Mixed, Error> {
+/// Makes the experts, tries a step, makes steps at each word.
+pub fn run(mix: &Mix, start: &Start) -> Result<(), Error> {
     tune(&Tuning::default()).map_err(|error| Error::Invalid(error.to_string()))?;
     let count: usize = mix.grid.iter().product();
     let experts = (0..count).map(|number| Alone::new("ffn", mix.hidden, number as u64).map(Mutex::new));
@@ -51,17 +49,7 @@ pub fn run(mix: &Mix, start: &Start) -> Result<Mixed, Error> {
     let local = Local { experts, gate, k: mix.k_best.min(count) as i64 };
     let x = input(mix.rows, mix.hidden, 1)?;
     local.step(&x)?;
-    start.wait()?;
-    let (mut mixed, mut times, begun) = (Mixed::default(), Latencies::default(), Instant::now());
-    while mixed.steps == 0 || begun.elapsed() < Duration::from_secs_f64(mix.seconds) {
-        let started = Instant::now();
-        mixed.chosen += local.step(&x)? as u64;
-        times.record(started.elapsed());
-        mixed.steps += 1;
-    }
-    mixed.rate = mixed.steps as f64 / begun.elapsed().as_secs_f64();
-    mixed.latency = times.recorded();
-    Ok(mixed)
+    start.rounds(|| Mixed::of(mix.seconds, || Ok(local.step(&x)? as u64)))
 }
 
 impl Local {

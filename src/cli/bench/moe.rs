@@ -36,6 +36,9 @@ A step is forward and backward through a gate and the experts that it chooses; e
 is the same mixture by libtorch alone, in one process with a thread per core: it computes what the calls compute, \
 forward and then again with gradients.";
 
+/// Mixture and limit take turns so often, so that what disturbs the machine disturbs both.
+const ROUNDS: u32 = 4;
+
 /// Options of `skep bench moe`.
 #[derive(Debug, Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
@@ -90,8 +93,8 @@ pub struct Mix {
 pub struct Mixed {
     /// Steps made.
     pub steps: u64,
-    /// Steps per second.
-    pub rate: f64,
+    /// Seconds that they took.
+    pub seconds: f64,
     /// Experts chosen, summed over the steps.
     pub chosen: u64,
     /// Calls that failed.
@@ -100,8 +103,8 @@ pub struct Mixed {
     pub latency: Recorded,
 }
 
-/// Makes the layer, tries a step, waits for the word, makes steps.
-pub fn run(mix: &Mix, start: &Start) -> Result<Mixed, Error> {
+/// Makes the layer, tries a step, makes steps at each word.
+pub fn run(mix: &Mix, start: &Start) -> Result<(), Error> {
     let invalid = |error: skep_torch::Error| Error::Invalid(error.to_string());
     tune(&Tuning::default()).map_err(invalid)?;
     let peer = mix.peer.clone().ok_or_else(|| Error::Invalid("no peer to ask".to_owned()))?;
@@ -119,24 +122,54 @@ pub fn run(mix: &Mix, start: &Start) -> Result<Mixed, Error> {
         Ok(chosen.len() as u64)
     };
     step()?;
-    start.wait()?;
-    let failed_before = failed(&layer);
-    let (mut mixed, mut times, begun) = (Mixed::default(), Latencies::default(), Instant::now());
-    while mixed.steps == 0 || begun.elapsed() < Duration::from_secs_f64(mix.seconds) {
-        let started = Instant::now();
-        mixed.chosen += step()?;
-        times.record(started.elapsed());
-        mixed.steps += 1;
+    start.rounds(|| {
+        let failed_before = failed(&layer);
+        let mut mixed = Mixed::of(mix.seconds, step)?;
+        mixed.failed = failed(&layer) - failed_before;
+        Ok(mixed)
+    })
+}
+
+impl Mixed {
+    /// Makes steps for so many seconds, one at least; a step tells how many experts were chosen.
+    pub fn of(seconds: f64, mut step: impl FnMut() -> Result<u64, Error>) -> Result<Self, Error> {
+        let (mut mixed, mut times, begun) = (Mixed::default(), Latencies::default(), Instant::now());
+        while mixed.steps == 0 || begun.elapsed() < Duration::from_secs_f64(seconds) {
+            let started = Instant::now();
+            mixed.chosen += step()?;
+            times.record(started.elapsed());
+            mixed.steps += 1;
+        }
+        mixed.seconds = begun.elapsed().as_secs_f64();
+        mixed.latency = times.recorded();
+        Ok(mixed)
     }
-    mixed.rate = mixed.steps as f64 / begun.elapsed().as_secs_f64();
-    mixed.failed = failed(&layer) - failed_before;
-    mixed.latency = times.recorded();
-    Ok(mixed)
+
+    /// Steps per second.
+    fn rate(&self) -> f64 {
+        self.steps as f64 / self.seconds
+    }
+
+    /// Both rounds as one, but for their latencies.
+    fn plus(self, other: &Mixed) -> Self {
+        Self {
+            steps: self.steps + other.steps,
+            seconds: self.seconds + other.seconds,
+            chosen: self.chosen + other.chosen,
+            failed: self.failed + other.failed,
+            latency: Recorded::default(),
+        }
+    }
 }
 
 fn failed(layer: &MixtureOfExperts) -> u64 {
     let calls = layer.calls();
     calls.failed_forward + calls.failed_backward
+}
+
+fn one_round(crew: &mut Crew, progress: &Progress) -> Result<(Mixed, Usage), Error> {
+    let results: Vec<(Mixed, Usage)> = crew.go(progress)?;
+    Ok(results.into_iter().next().expect("one job has one result"))
 }
 
 impl Moe {
@@ -149,12 +182,9 @@ impl Moe {
             k_best: self.k_best as usize,
             rows: self.batch as usize,
             hidden: self.hidden as usize,
-            seconds: self.seconds,
+            seconds: self.seconds / f64::from(ROUNDS),
         };
-        let progress = Progress::of("computing without a network", lasting);
-        let alone: Vec<(Mixed, Usage)> =
-            Crew::prepare("libtorch alone", [Job::MixAlone(mix.clone())])?.go(&progress)?;
-        let limit = alone.first().map_or(0.0, |(mixed, _)| mixed.rate);
+        let mut alone = Crew::prepare("libtorch alone", [Job::MixAlone(mix.clone())])?;
         let server = match &self.peer {
             Some(_) => None,
             None => {
@@ -166,15 +196,21 @@ impl Moe {
         mix.peer = self.peer.clone().or_else(|| server.as_ref().map(|server| server.address.clone()));
         let mut crew = Crew::prepare("the mixture", [Job::Mix(mix)])?;
         let served = || server.as_ref().map_or(Ok(Served::default()), Server::served);
-        let before = served()?;
-        let results: Vec<(Mixed, Usage)> = crew.go(&progress)?;
+        let progress = Progress::of("making steps", lasting / ROUNDS);
+        let (before, mut times) = (served()?, Latencies::default());
+        let (mut mixed, mut used, mut local) = (Mixed::default(), Usage::default(), Mixed::default());
+        for _ in 0..ROUNDS {
+            local = local.plus(&one_round(&mut alone, &progress)?.0);
+            let (round, used_now) = one_round(&mut crew, &progress)?;
+            times.add(&round.latency);
+            mixed = mixed.plus(&round);
+            used = used.and_then(used_now);
+        }
         let tasks = served()?.tasks - before.tasks;
         drop(progress);
-        let (mixed, used) = results.into_iter().next().expect("one job has one result");
+        let limit = local.rate();
         // One call forward and one backward, each.
         let per_chosen = server.as_ref().map(|_| tasks as f64 / (2 * mixed.chosen).max(1) as f64);
-        let mut times = Latencies::default();
-        times.add(&mixed.latency);
         let latency = times.summary();
         let report = json!({
             "benchmark": "moe",
@@ -186,12 +222,12 @@ impl Moe {
             },
             "steps": mixed.steps,
             "failed": mixed.failed,
-            "steps_per_second": mixed.rate,
+            "steps_per_second": mixed.rate(),
             "latency_us": latency,
             "chosen_per_step": mixed.chosen as f64 / mixed.steps as f64,
             "calls_per_chosen": per_chosen,
             "limit": { "steps_per_second": limit },
-            "of_limit": mixed.rate / limit,
+            "of_limit": mixed.rate() / limit,
             "client": used,
             "server": server.as_ref().map(Server::usage),
         });
@@ -213,8 +249,8 @@ impl Moe {
             per_chosen.map(|calls| format!("{calls:.2} for each expert that a step chose, forward and backward each"));
         Table::default()
             .row("work", work)
-            .row("rate", format!("{} steps/s forward and backward", number(mixed.rate)))
-            .row("limit", format!("{} steps/s: {:.0} % of it reached", number(limit), mixed.rate / limit * 100.0))
+            .row("rate", format!("{} steps/s forward and backward", number(mixed.rate())))
+            .row("limit", format!("{} steps/s: {:.0} % of it reached", number(limit), mixed.rate() / limit * 100.0))
             .row("a step", format!("p50 {}, p99 {}", microseconds(latency.p50), microseconds(latency.p99)))
             .row("experts", format!("{} chosen by a step", number(chosen)))
             .row_if("calls", calls)

@@ -12,7 +12,7 @@ use skep_net::probe;
 
 use super::{
     caller::Calls,
-    clients::{Security, Way, Wire, measure},
+    clients::{Clients, Security, Way, Wire},
     latency::{Latencies, Summary},
     machine::Machine,
     progress::Progress,
@@ -25,6 +25,8 @@ use crate::{cli::Failure, error::Error};
 const ROWS: [usize; 2] = [1 << 10, 32 << 10];
 /// Rows that a call may have.
 const MOST_ROWS: usize = 2048;
+/// Calls and bare streams take turns so often, so that what disturbs the machine disturbs all of them.
+const ROUNDS: u32 = 4;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -86,15 +88,20 @@ impl Network {
                 rows,
                 backward: false,
                 at_once: 1,
-                seconds: self.seconds,
+                seconds: self.seconds / f64::from(ROUNDS),
             };
-            let (called, (), ()) = measure(&calls, 1, 1, &progress, || ())?;
-            let failed = |source| Error::System { what: "a stream over loopback".to_owned(), source };
-            let (near, far) = probe::tcp_pair().map_err(failed)?;
-            let tcp = echo(near, far, size, lasting).map_err(failed)?;
-            let (near, far) = probe::tls_pair().map_err(failed)?;
-            let tls = echo(near, far, size, lasting).map_err(failed)?;
-            measured.push(Measured { size, call: called.latency, tcp, tls });
+            let mut clients = Clients::prepare(&calls, 1, 1)?;
+            let (mut tcp, mut tls) = (Latencies::default(), Latencies::default());
+            for _ in 0..ROUNDS {
+                clients.round(&progress)?;
+                let failed = |source| Error::System { what: "a stream over loopback".to_owned(), source };
+                let (near, far) = probe::tcp_pair().map_err(failed)?;
+                echo(near, far, size, lasting / ROUNDS, &mut tcp).map_err(failed)?;
+                let (near, far) = probe::tls_pair().map_err(failed)?;
+                echo(near, far, size, lasting / ROUNDS, &mut tls).map_err(failed)?;
+            }
+            let call = clients.measured()?.latency;
+            measured.push(Measured { size, call, tcp: tcp.summary(), tls: tls.summary() });
         }
         print(self.json, &self.report(&measured), || table(&measured));
         Ok(())
@@ -151,20 +158,22 @@ fn table(measured: &[Measured]) -> String {
 }
 
 /// Sends so many bytes and waits for as many back, over and over.
-fn echo<N: Read + Write, F: Read + Write + Send + 'static>(
+pub fn echo<N: Read + Write, F: Read + Write + Send + 'static>(
     mut near: N,
     mut far: F,
     size: usize,
     lasting: Duration,
-) -> io::Result<Summary> {
+    times: &mut Latencies,
+) -> io::Result<()> {
     let other = thread::Builder::new().name("bench-echo".to_owned()).spawn(move || {
         let mut body = vec![0; size];
         // Ends with the stream.
         while far.read_exact(&mut body).and_then(|()| far.write_all(&body)).and_then(|()| far.flush()).is_ok() {}
     })?;
-    let (mut times, mut body) = (Latencies::default(), vec![1; size]);
+    let mut body = vec![1; size];
     let (begun, mut first) = (Instant::now(), true);
-    while first || begun.elapsed() < lasting {
+    let before = times.count();
+    while times.count() == before || begun.elapsed() < lasting {
         let started = Instant::now();
         near.write_all(&body)?;
         near.flush()?;
@@ -175,6 +184,5 @@ fn echo<N: Read + Write, F: Read + Write + Send + 'static>(
         }
     }
     drop(near);
-    other.join().map_err(|_| io::Error::other("the other end panicked"))?;
-    Ok(times.summary())
+    other.join().map_err(|_| io::Error::other("the other end panicked"))
 }

@@ -56,8 +56,11 @@ pub struct Made {
 }
 
 /// Makes weights, some on each thread.
-pub fn make(work: &Making, start: &Start) -> Result<Made, Error> {
-    start.wait()?;
+pub fn make(work: &Making, start: &Start) -> Result<(), Error> {
+    start.rounds(|| make_once(work))
+}
+
+fn make_once(work: &Making) -> Result<Made, Error> {
     let begun = std::time::Instant::now();
     let lot = |thread: usize| -> Result<Vec<Alone>, Error> {
         (thread..work.experts).step_by(work.threads).map(|n| Alone::new("ffn", work.hidden, n as u64)).collect()

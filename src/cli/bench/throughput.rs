@@ -10,7 +10,7 @@ use skep_wire::ExpertPrefix;
 
 use super::{
     caller::Calls,
-    clients::{Measured, Security, Way, Wire, measure},
+    clients::{Clients, Measured, Security, Way, Wire},
     limit::{Computation, Computed},
     machine::{Machine, Usage, cores},
     presets::{Numbers, Preset},
@@ -33,7 +33,7 @@ Examples:
 
 Without --peer a server is started for the measurement. The limit is the same work by libtorch alone, in one process \
 with a thread per core: forward, and for --backward another forward with gradients, backward and a step. The server may \
-join the rows of several calls to one batch, which the limit does not.";
+join the rows of several calls to one batch, which the limit does not. Calls and limit take turns, a round each, so that what disturbs the machine disturbs both.";
 
 /// Options of `skep bench throughput`.
 #[derive(Debug, Args)]
@@ -75,9 +75,12 @@ pub struct Throughput {
     /// What trains the experts
     #[arg(long, value_name = "NAME", default_value = "sgd")]
     optimizer: String,
-    /// Seconds in which calls begin; those under way are waited for
+    /// Seconds in which calls begin, all rounds together; those under way at the end of a round are waited for
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
+    /// Rounds of calls and of the limit that take turns
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
     /// What encrypts the connections
     #[arg(long, value_enum, default_value = "tls")]
     security: Security,
@@ -107,6 +110,7 @@ struct Parameters {
     in_flight: usize,
     optimizer: String,
     seconds: f64,
+    rounds: usize,
     #[serde(flatten)]
     way: Way,
     peer: Option<String>,
@@ -119,31 +123,56 @@ struct Host {
     served: Served,
 }
 
+/// Calls per second of one round, and of the limit's round beside it.
+#[derive(Clone, Copy, Serialize)]
+struct Round {
+    calls_per_second: f64,
+    limit_calls_per_second: Option<f64>,
+}
+
+/// Libtorch alone, a round at a time.
+struct Limit(Crew);
+
+impl Limit {
+    fn round(&mut self, progress: &Progress) -> Result<Option<f64>, Error> {
+        let results: Vec<(Computed, Usage)> = self.0.go(progress)?;
+        Ok(results.first().map(|(computed, _)| computed.rate))
+    }
+}
+
 impl Throughput {
     pub fn run(self) -> Result<(), Failure> {
         let given = self.parameters();
         let lasting = seconds("--seconds", self.seconds)?;
-        let limit = self.limit(&given, lasting)?;
-        let progress = Progress::of("calling", lasting);
-        let (measured, host) = match &self.peer {
-            Some(peer) => {
-                let uids = self.uids_at(peer, &given)?;
-                (
-                    measure(
-                        &calls(&given, peer.clone(), uids),
-                        given.numbers.clients,
-                        given.processes,
-                        &progress,
-                        || (),
-                    )?
-                    .0,
-                    None,
-                )
+        let mut limit = self.limit(&given)?;
+        let server = if self.peer.is_some() { None } else { Some(own_server(&given)?) };
+        let (peer, uids) = match (&self.peer, &server) {
+            (Some(peer), _) => (peer.clone(), self.uids_at(peer, &given)?),
+            (None, server) => {
+                let server = server.as_ref().expect("started where no peer is given");
+                (server.address.clone(), (0..given.numbers.experts).map(|number| format!("bench.{number}")).collect())
             }
-            None => self.at_own_server(&given, &progress)?,
         };
+        let mut clients = Clients::prepare(&calls(&given, peer, uids), given.numbers.clients, given.processes)?;
+        let progress = Progress::of("calling", lasting.div_f64(given.rounds as f64));
+        let used = || server.as_ref().map(Server::usage).unwrap_or_default();
+        let served = || server.as_ref().map_or(Ok(Served::default()), Server::served);
+        let (before, mut server_used, mut rounds) = (served()?, Usage::default(), Vec::new());
+        for _ in 0..given.rounds {
+            let limit_calls_per_second = match &mut limit {
+                Some(limit) => limit.round(&progress)?,
+                None => None,
+            };
+            let used_before = used();
+            rounds.push(Round { calls_per_second: clients.round(&progress)?, limit_calls_per_second });
+            server_used = server_used.and_then(used().since(used_before));
+        }
         drop(progress);
-        let report = report(&given, &measured, host.as_ref(), limit);
+        let served = served()?.since(&before);
+        let measured = clients.measured()?;
+        let host = server.map(|server| Host { start_seconds: server.start_seconds, used: server_used, served });
+        let limit = mean(rounds.iter().map(|round| round.limit_calls_per_second));
+        let report = report(&given, &measured, host.as_ref(), limit, &rounds);
         print(self.json, &report, || table(&given, &measured, host.as_ref(), limit));
         Ok(())
     }
@@ -168,18 +197,18 @@ impl Throughput {
             in_flight: self.in_flight as usize,
             optimizer: self.optimizer.clone(),
             seconds: self.seconds,
+            rounds: self.rounds as usize,
             way: Way { security: self.security, wire: self.wire },
             peer: self.peer.as_ref().map(ToString::to_string),
         }
     }
 
-    fn limit(&self, given: &Parameters, lasting: Duration) -> Result<Option<f64>, Error> {
+    fn limit(&self, given: &Parameters) -> Result<Option<Limit>, Error> {
         let Numbers { expert_cls, experts, hidden, batch, backward, .. } = &given.numbers;
         // What computes nothing has no limit.
         if self.no_limit || self.peer.is_some() || expert_cls.starts_with("nop") {
             return Ok(None);
         }
-        let progress = Progress::of("computing without a network", lasting);
         let work = Computation {
             class: expert_cls.clone(),
             hidden: *hidden,
@@ -187,10 +216,9 @@ impl Throughput {
             rows: *batch,
             backward: *backward,
             threads: cores(),
-            seconds: self.seconds,
+            seconds: given.seconds_of_a_round(),
         };
-        let results: Vec<(Computed, Usage)> = Crew::prepare("libtorch alone", [Job::Compute(work)])?.go(&progress)?;
-        Ok(results.first().map(|(computed, _)| computed.rate))
+        Ok(Some(Limit(Crew::prepare("libtorch alone", [Job::Compute(work)])?)))
     }
 
     fn uids_at(&self, peer: &Multiaddr, given: &Parameters) -> Result<Vec<String>, Error> {
@@ -202,29 +230,35 @@ impl Throughput {
         }
         Ok(uids)
     }
+}
 
-    fn at_own_server(&self, given: &Parameters, progress: &Progress) -> Result<(Measured, Option<Host>), Error> {
-        let Numbers { expert_cls, experts, hidden, max_batch_size, clients, .. } = &given.numbers;
-        let (pattern, hidden, most) = (format!("bench.[0:{experts}]"), hidden.to_string(), max_batch_size.to_string());
-        let server = Server::start(&[
-            "--expert_pattern",
-            &pattern,
-            "--expert_cls",
-            expert_cls,
-            "--hidden_dim",
-            &hidden,
-            "--max_batch_size",
-            &most,
-            "--optimizer",
-            &given.optimizer,
-        ])?;
-        let uids = (0..*experts).map(|number| format!("bench.{number}")).collect();
-        let calls = calls(given, server.address.clone(), uids);
-        let look = || (server.usage(), server.served());
-        let (measured, before, after) = measure(&calls, *clients, given.processes, progress, look)?;
-        let served = after.1?.since(&before.1?);
-        Ok((measured, Some(Host { start_seconds: server.start_seconds, used: after.0.since(before.0), served })))
+impl Parameters {
+    fn seconds_of_a_round(&self) -> f64 {
+        self.seconds / self.rounds as f64
     }
+}
+
+fn own_server(given: &Parameters) -> Result<Server, Error> {
+    let Numbers { expert_cls, experts, hidden, max_batch_size, .. } = &given.numbers;
+    let (pattern, hidden, most) = (format!("bench.[0:{experts}]"), hidden.to_string(), max_batch_size.to_string());
+    Server::start(&[
+        "--expert_pattern",
+        &pattern,
+        "--expert_cls",
+        expert_cls,
+        "--hidden_dim",
+        &hidden,
+        "--max_batch_size",
+        &most,
+        "--optimizer",
+        &given.optimizer,
+    ])
+}
+
+/// The mean of numbers that all are there, or none.
+fn mean(numbers: impl Iterator<Item = Option<f64>>) -> Option<f64> {
+    let numbers: Vec<f64> = numbers.flatten().collect();
+    (!numbers.is_empty()).then(|| numbers.iter().sum::<f64>() / numbers.len() as f64)
 }
 
 fn calls(given: &Parameters, peer: Multiaddr, uids: Vec<String>) -> Calls {
@@ -235,11 +269,17 @@ fn calls(given: &Parameters, peer: Multiaddr, uids: Vec<String>) -> Calls {
         rows: given.numbers.batch,
         backward: given.numbers.backward,
         at_once: given.in_flight,
-        seconds: given.seconds,
+        seconds: given.seconds_of_a_round(),
     }
 }
 
-fn report(given: &Parameters, measured: &Measured, host: Option<&Host>, limit: Option<f64>) -> serde_json::Value {
+fn report(
+    given: &Parameters,
+    measured: &Measured,
+    host: Option<&Host>,
+    limit: Option<f64>,
+    rounds: &[Round],
+) -> serde_json::Value {
     let Measured { called, latency, usage } = measured;
     let batch = given.numbers.batch as f64;
     json!({
@@ -261,6 +301,7 @@ fn report(given: &Parameters, measured: &Measured, host: Option<&Host>, limit: O
         })),
         "limit": limit.map(|rate| json!({ "calls_per_second": rate, "samples_per_second": rate * batch })),
         "of_limit": limit.map(|rate| called.rate / rate),
+        "rounds": rounds,
     })
 }
 

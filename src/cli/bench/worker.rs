@@ -1,5 +1,5 @@
-//! The processes of a benchmark beside servers: each gets a job, says when it is prepared, starts at a word, tells its
-//! result, and goes when the benchmark does.
+//! The processes of a benchmark beside servers: each gets a job, says when it is prepared, does a round of it at each
+//! word, tells that round's result, and goes when the benchmark does.
 
 use std::{
     io::Write,
@@ -36,14 +36,17 @@ pub enum Job {
     Dht(dht::Dht),
 }
 
-/// Says that all is prepared and waits for the word.
+/// The words for a worker.
 pub struct Start(std::sync::mpsc::Receiver<String>);
 
 impl Start {
-    pub fn wait(&self) -> Result<(), Error> {
+    /// Says that all is prepared; does a round at each word, and tells what it gave.
+    pub fn rounds<R: Serialize>(&self, mut round: impl FnMut() -> Result<R, Error>) -> Result<(), Error> {
         say(READY)?;
         // The process ends when the other end is gone.
-        let _go = self.0.recv();
+        while self.0.recv().is_ok() {
+            say(&json(&round()?))?;
+        }
         Ok(())
     }
 }
@@ -62,18 +65,14 @@ pub fn work() -> Result<(), Error> {
     let Ok(job) = lines.recv() else { return Ok(()) };
     let job = serde_json::from_str(&job).map_err(|error| Error::Invalid(format!("no job: {error}")))?;
     let start = Start(lines);
-    let result = match job {
-        Job::Call(calls) => json(&caller::run(calls, &start)?),
-        Job::Compute(computation) => json(&limit::run(&computation, &start)?),
-        Job::Make(making) => json(&startup::make(&making, &start)?),
-        Job::Mix(mix) => json(&moe::run(&mix, &start)?),
-        Job::MixAlone(mix) => json(&mixture::run(&mix, &start)?),
-        Job::Dht(nodes) => json(&dht::run(&nodes, &start)?),
-    };
-    say(&result)?;
-    // What it used is read before it ends.
-    let _end = start.0.recv();
-    Ok(())
+    match job {
+        Job::Call(calls) => caller::run(calls, &start),
+        Job::Compute(computation) => limit::run(&computation, &start),
+        Job::Make(making) => startup::make(&making, &start),
+        Job::Mix(mix) => moe::run(&mix, &start),
+        Job::MixAlone(mix) => mixture::run(&mix, &start),
+        Job::Dht(nodes) => start.rounds(|| dht::run(&nodes)),
+    }
 }
 
 fn json(value: &impl Serialize) -> String {
@@ -102,7 +101,7 @@ impl Crew {
         Ok(Self(crew))
     }
 
-    /// Starts them all; their results in the order of the jobs, with what they used.
+    /// A round of all of them; their results in the order of the jobs, with what they used for it.
     pub fn go<R: DeserializeOwned>(&mut self, progress: &Progress) -> Result<Vec<(R, Usage)>, Error> {
         for (process, used) in &mut self.0 {
             *used = process.usage().unwrap_or_default();

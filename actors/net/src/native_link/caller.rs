@@ -126,7 +126,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
     /// A stream of the link was opened.
     pub(crate) fn opened(&mut self, which: native::Lane, stream: S) {
         let Lanes::Opening { calls, bulk } = &mut self.lanes else { return };
-        let mut lane = Box::new(Lane::new(stream));
+        let mut lane = Box::new(Lane::new(stream, self.node.pool.clone()));
         lane.writer.control(&Header::Hello { lane: which }).expect("a greeting is small");
         match which {
             native::Lane::Calls => *calls = Some(lane),

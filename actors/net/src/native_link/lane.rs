@@ -2,13 +2,14 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use futures::{AsyncRead, AsyncWrite};
 use skep_kernel::{Clock, Moment};
-use skep_wire::frame::native::{Event, Header, Reader, Writer};
+use skep_wire::frame::native::{Event, Header, MAX_WRITE, Pool, Reader, Writer};
 
 use super::Broken;
 
@@ -22,8 +23,8 @@ pub(super) struct Lane<S, G> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin, G> Lane<S, G> {
-    pub(super) fn new(stream: S) -> Self {
-        Self { stream, reader: Reader::new(), writer: Writer::new(), stuck_since: None }
+    pub(super) fn new(stream: S, pool: Arc<Pool>) -> Self {
+        Self { stream, reader: Reader::with_pool(pool), writer: Writer::new(), stuck_since: None }
     }
 
     /// Writes what can be written. Whether anything was.
@@ -37,7 +38,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, G> Lane<S, G> {
             if bytes.is_empty() {
                 break;
             }
-            match Pin::new(&mut self.stream).poll_write(cx, bytes) {
+            match Pin::new(&mut self.stream).poll_write(cx, &bytes[..bytes.len().min(MAX_WRITE)]) {
                 Poll::Ready(Ok(0)) => return Err(Broken::Ended),
                 Poll::Ready(Ok(n)) => {
                     self.writer.wrote(n);

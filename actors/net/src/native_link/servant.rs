@@ -93,7 +93,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Servant<S> {
         if self.inlets.len() >= 2 {
             self.end();
         }
-        self.inlets.push(Inlet { lane: Lane::new(stream), which: None });
+        self.inlets.push(Inlet { lane: Lane::new(stream, self.node.pool.clone()), which: None });
     }
 
     /// Whether calls are being served or answered.

@@ -10,7 +10,7 @@ use skep_rpc::{Answer, Body, Call, Inbound, Meta, RequestId, Router, RpcError, S
 use skep_wire::{
     Method,
     frame::native::{
-        AnswerHead, BodyHead, Event, Failure, Header, Lane as Which, MAX_CHUNK, MAX_HEADER, Reader, RequestHead,
+        AnswerHead, BodyHead, Event, Failure, Header, Lane as Which, MAX_CHUNK, MAX_HEADER, Pool, Reader, RequestHead,
         TensorHead, Writer,
     },
     proto::runtime::Tensor,
@@ -37,7 +37,7 @@ fn node(config: &NetConfig, router: Router) -> Arc<Context> {
         door: Arc::new(Door::new(&config.limits)),
     };
     let answers = Arc::new(Budget::new(config.limits.max_answer_bytes));
-    Arc::new(Context { server: Arc::new(server), answers, serves: true })
+    Arc::new(Context { server: Arc::new(server), answers, serves: true, pool: Pool::new(POOL_BYTES) })
 }
 
 /// The other side of one stream.

@@ -8,10 +8,12 @@
 //! The side that opened the streams calls; to call in both directions each side opens streams of its own.
 
 mod header;
+mod pool;
 mod reader;
 mod writer;
 
 pub use header::{AnswerHead, BodyHead, Failure, Header, Lane, Load, RequestHead, TensorHead, Trace, micros};
+pub use pool::Pool;
 pub use reader::{Event, Reader};
 pub use writer::Writer;
 
@@ -21,6 +23,9 @@ pub const PROTOCOL: &str = "/skep/expert/1.0.0";
 pub const MAX_HEADER: usize = 128 << 10;
 /// Most bytes of a body in one frame.
 pub const MAX_CHUNK: usize = 1 << 20;
+/// Most bytes that are worth one write: with the muxer's header of 12 bytes they are one of its frames, and one record of
+/// TLS, hence one encryption. One byte more makes two of each.
+pub const MAX_WRITE: usize = (16 << 10) - 12;
 /// Bodies above this size travel on the stream for bulk.
 pub const MAX_SMALL_BODY: usize = 1 << 20;
 /// Bytes of bodies that may be under way on one stream in one direction before the receiver has allowed more.

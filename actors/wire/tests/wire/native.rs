@@ -5,8 +5,8 @@ use skep_wire::{
     frame::{
         FrameError,
         native::{
-            AnswerHead, BodyHead, Event, Failure, Header, Lane, Load, MAX_CHUNK, MAX_HEADER, MAX_TEXT, Reader,
-            RequestHead, TensorHead, Trace, WINDOW, Writer,
+            AnswerHead, BodyHead, Event, Failure, Header, Lane, Load, MAX_CHUNK, MAX_HEADER, MAX_TEXT, MAX_WRITE, Pool,
+            Reader, RequestHead, TensorHead, Trace, WINDOW, Writer,
         },
     },
     proto::runtime::Tensor,
@@ -207,7 +207,7 @@ mod writing {
         }
         writer.body(20, request(20, message(100_000)), vec![bytes(100_000)], ()).unwrap();
         let first = write(&mut writer, usize::MAX);
-        assert_eq!(first.len(), 16 << 10);
+        assert_eq!(first.len(), MAX_WRITE);
         let second = write(&mut writer, usize::MAX);
         assert!(second.len() > 90_000, "the rest is given from where it lies: {}", second.len());
         assert!(write(&mut writer, usize::MAX).is_empty() && writer.is_empty());
@@ -341,6 +341,49 @@ mod hostile {
         assert!(reader.space().len() <= 100_000);
         let absurd = read_all(&raw_frame(&request(1, message(usize::MAX)), &[]));
         assert!(matches!(absurd, Err(FrameError::TooLarge { .. })), "{absurd:?}");
+    }
+
+    #[test]
+    fn a_large_body_is_read_into_the_memory_of_an_earlier_one() {
+        let pool = Pool::new(64 << 20);
+        let mut reader = Reader::with_pool(pool.clone());
+        let send = |reader: &mut Reader, id: u64, size: usize, byte: u8| {
+            let mut writer = Writer::new();
+            writer.body(id, request(id, message(size)), vec![vec![byte; size].into()], ()).unwrap();
+            let mut events = read(reader, &write_all(&mut writer), usize::MAX).unwrap();
+            reader.take_credit();
+            let Some(Event::Body { bytes, .. }) = events.pop() else { panic!("a body: {events:?}") };
+            bytes
+        };
+        let first = send(&mut reader, 1, 6 << 20, 1);
+        let (at, size) = (first.as_ptr(), first.len());
+        let while_it_is_held = send(&mut reader, 2, size, 2);
+        assert!(first.iter().all(|byte| *byte == 1) && while_it_is_held.iter().all(|byte| *byte == 2));
+        drop(first);
+        let shorter = send(&mut reader, 3, size - 7, 3);
+        assert_eq!((shorter.as_ptr(), shorter.len()), (at, size - 7));
+        assert!(shorter.iter().all(|byte| *byte == 3), "nothing of the earlier body is left");
+    }
+
+    #[test]
+    fn a_body_that_never_ends_gives_its_memory_back() {
+        let pool = Pool::new(64 << 20);
+        let mut reader = Reader::with_pool(pool.clone());
+        let begin = |id: u64| {
+            let mut head = request(id, message(1 << 20));
+            if let Header::Request(head) = &mut head {
+                head.bytes = 100;
+            }
+            raw_frame(&head, &[0; 100])
+        };
+        read(&mut reader, &begin(1), usize::MAX).unwrap();
+        assert_eq!(pool.kept(), 0);
+        read(&mut reader, &raw_frame(&Header::Cancel { id: 1 }, &[]), usize::MAX).unwrap();
+        assert_eq!(pool.kept(), 1 << 20);
+        read(&mut reader, &begin(2), usize::MAX).unwrap();
+        assert_eq!(pool.kept(), 0);
+        drop(reader);
+        assert_eq!(pool.kept(), 1 << 20);
     }
 
     #[test]

@@ -1,15 +1,16 @@
 //! Bytes to events, and bodies put together.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
-use super::{AnswerHead, Failure, Header, Lane, MAX_CHUNK, MAX_HEADER, RequestHead, WINDOW};
+use super::{AnswerHead, Failure, Header, Lane, MAX_CHUNK, MAX_HEADER, Pool, RequestHead, WINDOW, pool::Buffer};
 use crate::frame::FrameError;
 
 /// Where headers and short bodies arrive: what the muxer delivers at once.
 const SCRATCH: usize = 16 << 10;
-/// What is set aside for a body before that much of it has arrived: an announced length alone costs no more.
+/// What is made for a body before that much of it has arrived: an announced length alone costs no more. Memory that is
+/// kept from an earlier body is taken whole.
 const FIRST_BUFFER: usize = 4 << 20;
 /// Bytes taken after which the other side is allowed as many more.
 const CREDIT_STEP: usize = WINDOW / 4;
@@ -47,8 +48,8 @@ pub enum Event {
 struct Partial {
     total: usize,
     filled: usize,
-    /// Zeroed as far as it goes; empty until the first byte comes.
-    buffer: BytesMut,
+    /// Empty until the first byte comes.
+    buffer: Buffer,
 }
 
 /// The bytes of a body that the frame at hand still has.
@@ -62,6 +63,7 @@ struct Piece {
 ///
 /// After an error the stream cannot be continued.
 pub struct Reader {
+    pool: Arc<Pool>,
     scratch: Vec<u8>,
     start: usize,
     end: usize,
@@ -75,7 +77,21 @@ pub struct Reader {
 
 impl Default for Reader {
     fn default() -> Self {
+        Self::with_pool(Pool::new(0))
+    }
+}
+
+impl Reader {
+    /// A reader at the beginning of a stream; no memory is kept.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A reader at the beginning of a stream. Memory of large bodies comes from `pool`, if it has some that suits, and goes
+    /// back there when the last view of a body is dropped.
+    pub fn with_pool(pool: Arc<Pool>) -> Self {
         Self {
+            pool,
             scratch: vec![0; SCRATCH],
             start: 0,
             end: 0,
@@ -85,13 +101,6 @@ impl Default for Reader {
             taken: 0,
         }
     }
-}
-
-impl Reader {
-    /// A reader at the beginning of a stream.
-    pub fn new() -> Self {
-        Self::default()
-    }
 
     /// Where the next bytes go; never empty.
     pub fn space(&mut self) -> &mut [u8] {
@@ -100,7 +109,7 @@ impl Reader {
             if let Some(Piece { id, left }) = &self.piece
                 && let Some(body) = self.bodies.get_mut(id)
             {
-                return body.space(*left);
+                return body.space(*left, &self.pool);
             }
         }
         if self.end == self.scratch.len() {
@@ -215,7 +224,7 @@ impl Reader {
         if self.bodies.contains_key(&id) {
             return Err(FrameError::Duplicate(id));
         }
-        self.bodies.insert(id, Partial { total, filled: 0, buffer: BytesMut::new() });
+        self.bodies.insert(id, Partial { total, filled: 0, buffer: Buffer::default() });
         self.go_on(id, bytes)
     }
 
@@ -248,7 +257,7 @@ impl Reader {
         let Some(body) = self.bodies.get_mut(&piece.id) else {
             return (Some(piece).filter(|piece| piece.left > 0), None);
         };
-        body.put(here);
+        body.put(here, &self.pool);
         if piece.left > 0 {
             return (Some(piece), None);
         }
@@ -256,30 +265,35 @@ impl Reader {
             return (None, None);
         }
         let body = self.bodies.remove(&piece.id).expect("it was found just now");
-        (None, Some(Event::Body { id: piece.id, bytes: body.buffer.freeze() }))
+        (None, Some(Event::Body { id: piece.id, bytes: body.buffer.freeze(body.total) }))
     }
 }
 
 impl Partial {
     /// The next at most `limit` bytes of the buffer.
-    fn space(&mut self, limit: usize) -> &mut [u8] {
+    fn space(&mut self, limit: usize, pool: &Arc<Pool>) -> &mut [u8] {
         if self.filled == self.buffer.len() {
-            self.grow();
+            self.grow(pool);
         }
         let end = self.buffer.len().min(self.filled + limit);
-        &mut self.buffer[self.filled..end]
+        &mut self.buffer.memory()[self.filled..end]
     }
 
-    /// At first a part of a large body, then all of it. Fresh memory is zero already, so nothing is written twice.
-    fn grow(&mut self) {
-        let mut larger = BytesMut::zeroed(if self.filled == 0 { self.total.min(FIRST_BUFFER) } else { self.total });
-        larger[..self.filled].copy_from_slice(&self.buffer);
+    /// Kept memory for all of it; else fresh memory, at first for a part of a large body. That is zero already, so nothing
+    /// is written twice.
+    fn grow(&mut self, pool: &Arc<Pool>) {
+        let fresh = || match self.filled == 0 && self.total > FIRST_BUFFER {
+            true => Buffer::part(FIRST_BUFFER),
+            false => Buffer::fresh(pool, self.total),
+        };
+        let mut larger = Buffer::kept(pool, self.total).unwrap_or_else(fresh);
+        larger.memory()[..self.filled].copy_from_slice(&self.buffer.memory()[..self.filled]);
         self.buffer = larger;
     }
 
-    fn put(&mut self, mut bytes: &[u8]) {
+    fn put(&mut self, mut bytes: &[u8], pool: &Arc<Pool>) {
         while !bytes.is_empty() {
-            let space = self.space(bytes.len());
+            let space = self.space(bytes.len(), pool);
             let (now, later) = bytes.split_at(space.len());
             space.copy_from_slice(now);
             self.filled += now.len();

@@ -7,8 +7,8 @@ use bytes::{Buf as _, Bytes};
 use super::{AnswerHead, Header, MAX_CHUNK, MAX_HEADER, RequestHead, WINDOW};
 use crate::frame::FrameError;
 
-/// What one write carries at least where there is as much: one frame of yamux, one encryption, one system call.
-const JOIN: usize = 16 << 10;
+/// What one write carries, where there is as much.
+const JOIN: usize = super::MAX_WRITE;
 /// What a header has at the most besides its [`BodyHead`](super::BodyHead).
 const FIXED_HEADER: usize = 128;
 
@@ -30,9 +30,9 @@ struct Segment<G> {
 
 /// Writes one stream. Take [`next_bytes`](Writer::next_bytes), tell how many were written by [`wrote`](Writer::wrote).
 ///
-/// Frames without a body pass before bodies; bodies take turns, a frame each. Small frames are joined up to 16 KiB, a
-/// header with the beginning of its body; larger pieces are given from where they lie. A body's guard `G` is dropped
-/// when its last byte was written, or when it is cancelled.
+/// Frames without a body pass before bodies; bodies take turns, a frame each. Small frames are joined up to
+/// [`MAX_WRITE`](super::MAX_WRITE) bytes, a header with the beginning of its body; larger pieces are given from where they
+/// lie. A body's guard `G` is dropped when its last byte was written, or when it is cancelled.
 pub struct Writer<G> {
     controls: VecDeque<Bytes>,
     bodies: VecDeque<Outgoing<G>>,
