@@ -24,8 +24,8 @@ impl Compressed {
 fn compress(input: &mut Nested<TensorDescriptor>, compression: Compression) {
     match input {
         Nested::Leaf(leaf) => {
-            // Masks and the like go as they are where the codec does not take them.
-            if leaf.dtype.is_none_or(|dtype| compression.encodes(dtype)) {
+            // As in hivemind only floats: tokens and masks stay what they are, also where a lossy codec would take them.
+            if leaf.dtype.is_some_and(|dtype| dtype.is_float() && compression.encodes(dtype)) {
                 leaf.compression = compression;
             }
         }
@@ -81,5 +81,26 @@ impl Backend for Compressed {
 
     fn load(&mut self, snapshot: &Snapshot) -> Result<(), BackendError> {
         self.inner.load(snapshot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use skep_wire::DType;
+
+    use super::*;
+
+    #[test]
+    fn only_floats_are_compressed_although_the_codec_would_take_integers_and_masks() {
+        let compressed = |dtype, compression| {
+            let mut input = Nested::Tuple(vec![Nested::Leaf(TensorDescriptor::batched(dtype, &[4]))]);
+            compress(&mut input, compression);
+            let Nested::Tuple(items) = input else { unreachable!("it was a tuple") };
+            let Nested::Leaf(leaf) = &items[0] else { unreachable!("of one leaf") };
+            leaf.compression == compression
+        };
+        assert!(compressed(DType::F32, Compression::Blockwise8) && compressed(DType::BF16, Compression::Blockwise8));
+        assert!(compressed(DType::F32, Compression::Float16) && !compressed(DType::BF16, Compression::Float16));
+        assert!(!compressed(DType::I64, Compression::Blockwise8) && !compressed(DType::Bool, Compression::Blockwise8));
     }
 }

@@ -24,7 +24,7 @@ NONE = {"optimizer": "none"}
 TRAINED = {"ffn": ADAM, "transformer": SGD, "det_dropout": ADAM, "nop": NONE, "nop_delay": NONE}
 LOSSY = [
     *(("ffn", codec) for codec in ("FLOAT16", "MEANSTD_16BIT", "QUANTILE_8BIT", "UNIFORM_8BIT", "BLOCKWISE_8BIT")),
-    ("transformer", "UNIFORM_8BIT"),
+    *(("transformer", codec) for codec in ("UNIFORM_8BIT", "BLOCKWISE_8BIT")),
 ]
 CLIENTS = ("rust", "python")
 
