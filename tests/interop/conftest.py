@@ -50,18 +50,36 @@ def frozen(session_hosts, first):
 
 
 @pytest.fixture(scope="session")
-def join():
-    """Makes hivemind DHT nodes and ends them."""
-    nodes = []
+def living_nodes():
+    """hivemind DHT nodes that live. Each is a process that takes along a copy of this one."""
+    living = []
+    yield living
+    end(living, 0)
+
+
+@pytest.fixture(autouse=True)
+def nodes_of_a_test_end_with_it(living_nodes):
+    """Those of fixtures that outlive a test are made before this one, and stay."""
+    kept = len(living_nodes)
+    yield
+    end(living_nodes, kept)
+
+
+def end(nodes, kept):
+    while len(nodes) > kept:
+        nodes.pop().shutdown()
+
+
+@pytest.fixture(scope="session")
+def join(living_nodes):
+    """Makes hivemind DHT nodes."""
 
     def node(*addresses, client_mode=True, **options):
         options |= {"client_mode": client_mode, **forks.PATIENCE}
-        nodes.append(hivemind.DHT(initial_peers=list(addresses), start=True, **options))
-        return nodes[-1]
+        living_nodes.append(hivemind.DHT(initial_peers=list(addresses), start=True, **options))
+        return living_nodes[-1]
 
-    yield node
-    for each in nodes:
-        each.shutdown()
+    return node
 
 
 @pytest.fixture(scope="session")
