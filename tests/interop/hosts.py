@@ -161,9 +161,9 @@ class Hosts:
 class Counted:
     """A server of skep whose status can be asked for."""
 
-    def __init__(self, start, groups, *arguments):
+    def __init__(self, start, groups, *arguments, sections=""):
         file = start.describe("skep", groups)
-        file.write_text(f'{file.read_text()}\n[http]\nenabled = true\nlisten = "127.0.0.1:0"\n')
+        file.write_text(f'{file.read_text()}{sections}\n[http]\nenabled = true\nlisten = "127.0.0.1:0"\n')
         self.host = start.skep("serve", "--config", file, *arguments)
         self.page = re.search(r"status page at (http://[0-9.:]+)", self.host.errors()).group(1)
 

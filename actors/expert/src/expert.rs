@@ -245,19 +245,21 @@ impl Expert {
         heads.into_iter().flatten().min().map_or(Duration::ZERO, |oldest| now.since(oldest))
     }
 
-    /// Answers what is in line with an error and lets nothing in any more; control work still runs.
-    pub fn abandon_line(&self) {
-        for task in self.forward.close().into_iter().chain(self.backward.close()) {
-            task.answer(Err(ServeError::Stopping));
-        }
+    /// Answers what is in line with an error and lets nothing in any more; control work still runs. Tells how many tasks
+    /// that were.
+    pub fn abandon_line(&self) -> usize {
+        let tasks = self.forward.close().into_iter().chain(self.backward.close());
+        tasks.map(|task| task.answer(Err(ServeError::Stopping))).count()
     }
 
-    /// Ends the expert: what is in line is answered with an error; an executor that owns it finishes its batch.
-    pub fn close(&self) {
+    /// Ends the expert: what is in line is answered with an error; an executor that owns it finishes its batch. Tells
+    /// how many tasks got an error.
+    pub fn close(&self) -> usize {
         self.set_state(ExpertState::Stopped);
-        if self.token.close() {
-            self.abandon_line();
-            self.controls.close();
+        if !self.token.close() {
+            return 0;
         }
+        self.controls.close();
+        self.abandon_line()
     }
 }

@@ -133,14 +133,14 @@ impl ExpertHandle {
         finished
     }
 
-    /// Answers what is in line with an error.
-    pub(crate) fn abandon_line(&self) {
-        self.expert.abandon_line();
+    /// Answers what is in line with an error; how many tasks that were.
+    pub(crate) fn abandon_line(&self) -> usize {
+        self.expert.abandon_line()
     }
 
-    /// Ends it.
-    pub(crate) fn close(&self) {
-        self.expert.close();
+    /// Ends it; how many tasks got an error by that.
+    pub(crate) fn close(&self) -> usize {
+        self.expert.close()
     }
 
     /// Takes nothing new and finishes what is in line until the deadline. Tells whether everything was finished.

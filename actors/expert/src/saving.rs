@@ -46,6 +46,8 @@ pub const LAST_CHECKPOINT: Duration = Duration::from_secs(20);
 pub(crate) struct Ended {
     /// Whether everything in its line was finished.
     pub finished: bool,
+    /// How many accepted tasks got an error instead.
+    pub abandoned: usize,
     /// Whether its last checkpoint was taken, where there is a place for it.
     pub saved: Result<(), SavingError>,
 }
@@ -54,16 +56,17 @@ pub(crate) struct Ended {
 /// then takes a last checkpoint, which may go on for [`LAST_CHECKPOINT`] more.
 pub(crate) async fn end(expert: &ExpertHandle, saving: Option<&Saving>, deadline: Deadline) -> Ended {
     let finished = expert.finish(deadline).await;
+    let mut abandoned = 0;
     let saved = match saving {
         Some(saving) => {
-            expert.abandon_line();
+            abandoned = expert.abandon_line();
             let now = saving.0.disk.now();
             saving.save(expert, Deadline::at(deadline.moment().max(now) + LAST_CHECKPOINT)).await
         }
         None => Ok(()),
     };
-    expert.close();
-    Ended { finished, saved }
+    abandoned += expert.close();
+    Ended { finished, abandoned, saved }
 }
 
 impl Saving {

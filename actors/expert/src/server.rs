@@ -413,12 +413,11 @@ impl Host {
         let finishing = async {
             let stops = experts.iter().map(|expert| end(expert, self.saving.as_ref(), deadline));
             let ends = futures::future::join_all(stops).await;
-            let late = experts.iter().zip(&ends).filter(|(_, end)| !end.finished);
-            let unfinished = late.map(|(expert, _)| expert.expert().in_flight.count().max(1)).sum::<usize>();
+            let abandoned = ends.iter().map(|end| end.abandoned).sum::<usize>();
             let unsaved = experts.iter().zip(ends).filter_map(|(expert, end)| Some((expert, end.saved.err()?)));
-            (unfinished, unsaved.map(|(expert, error)| (expert.uid().clone(), error)).collect::<Vec<_>>())
+            (abandoned, unsaved.map(|(expert, error)| (expert.uid().clone(), error)).collect::<Vec<_>>())
         };
-        let ((unfinished, unsaved), ()) = futures::future::join(finishing, self.withdraw(deadline)).await;
+        let ((abandoned, unsaved), ()) = futures::future::join(finishing, self.withdraw(deadline)).await;
         let closed = deadline.moment().max(self.clock.now()) + CLOSING;
         let calls_done = before(&*self.clock, Deadline::at(closed), self.calls.idle()).await;
         if calls_done.is_err() {
@@ -439,8 +438,13 @@ impl Host {
         }
         self.router.withdraw(&METHODS);
         self.phase.set(Phase::Stopped);
-        if unfinished > 0 || ended.is_err() {
-            return Err(ServerError::Unfinished { unfinished: unfinished.max(1) });
+        // An executor that did not end still runs a batch, or what stands in the way of one.
+        let running = match ended {
+            Ok(_) => 0,
+            Err(_) => experts.iter().map(|expert| expert.expert().in_flight.count()).sum::<usize>().max(1),
+        };
+        if abandoned + running > 0 {
+            return Err(ServerError::Unfinished { unfinished: abandoned + running });
         }
         if let Some((_, first)) = unsaved.first() {
             let reason = first.to_string();
