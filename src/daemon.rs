@@ -41,6 +41,8 @@ pub fn node(config: &Config) -> Result<RuntimeBuilder, Error> {
     net.announce = config.node.announce_maddrs.clone();
     net.allow_peers = config.node.allow_peers.as_deref().map(read_peers).transpose()?;
     (net.native, net.tls) = (config.node.native, config.node.tls);
+    net.threads = config.node.network_threads;
+    net.busy_poll = Duration::from_secs_f64(config.node.busy_poll);
     net.limits.max_inbound_calls = config.limits.max_inbound_calls;
     net.limits.max_inbound_bytes = config.limits.max_inbound_bytes;
     net.limits.max_answer_bytes = config.limits.max_answer_bytes;
@@ -321,11 +323,13 @@ mod tests {
     #[test]
     fn the_keys_of_the_transport_reach_the_network() {
         let mut config = Config::default();
+        (config.node.network_threads, config.node.busy_poll) = (3, 0.001);
         for (native, tls) in [(true, true), (false, true), (true, false)] {
             (config.node.native, config.node.tls) = (native, tls);
             let mut builder = node(&config).expect("nothing is read or opened");
             let net = builder.net_config();
             assert_eq!((net.native, net.tls), (native, tls));
+            assert_eq!((net.threads, net.busy_poll), (3, Duration::from_millis(1)));
         }
     }
 }

@@ -155,6 +155,8 @@ fn a_value_that_makes_no_sense_comes_with_a_remedy() {
         ("[server]\nupdate_period = -1.0\n", &["-1 is no number of seconds above 0", ":2:17]"]),
         ("[node]\ninitial_peers = [\"/ip4/127.0.0.1/tcp/1\"]\n", &["end it with /p2p/"]),
         ("[node]\nhost_maddrs = []\n", &["no address to listen on"]),
+        ("[node]\nnetwork_threads = 0\n", &["must be from 1 to 256", ":2:19"]),
+        ("[node]\nbusy_poll = 1.0\n", &["from 0 to 0.01", ":2:13"]),
         ("[[experts]]\nexpert_cls = \"fnn\"\n", &["use one of ffn, transformer"]),
         ("[[experts]]\nhidden_dim = 8\n", &["expert_pattern = \"expert.[0:5]\""]),
         ("[[experts]]\nexpert_pattern = \"e.[0:\"\n", &["invalid part", ":2:18]"]),

@@ -49,6 +49,10 @@ pub struct Node {
     pub native: bool,
     /// TLS is offered beside noise, and preferred where both sides have it.
     pub tls: bool,
+    /// Threads that carry connections.
+    pub network_threads: usize,
+    /// Seconds that such a thread looks for more after it had something to do, before it sleeps; 0: not at all.
+    pub busy_poll: f64,
 }
 
 impl Default for Node {
@@ -61,6 +65,8 @@ impl Default for Node {
             allow_peers: None,
             native: true,
             tls: true,
+            network_threads: 1,
+            busy_poll: 0.0001,
         }
     }
 }

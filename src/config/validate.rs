@@ -7,7 +7,7 @@ use skep_expert::ExpertPattern;
 use skep_wire::ExpertUid;
 use tracing_subscriber::EnvFilter;
 
-use super::{Config, Experts, Limits};
+use super::{Config, Experts, Limits, Node};
 use crate::runtime::peer_of;
 
 /// A value that makes no sense.
@@ -61,6 +61,18 @@ fn node(config: &Config) -> Result<(), Bad> {
                 "end it with /p2p/ and the peer id, as the other node prints it when it is ready",
             );
         }
+    }
+    threads(&config.node)
+}
+
+/// Whether the network leaves the machine to others.
+fn threads(node: &Node) -> Result<(), Bad> {
+    if !(1..=256).contains(&node.network_threads) {
+        return bad("node.network_threads", "must be from 1 to 256", "leave the key out to use its default");
+    }
+    if !(0.0..=0.01).contains(&node.busy_poll) {
+        let text = format!("{} is no number of seconds from 0 to 0.01", node.busy_poll);
+        return bad("node.busy_poll", text, "give seconds, as in 0.0001");
     }
     Ok(())
 }

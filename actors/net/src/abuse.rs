@@ -12,6 +12,7 @@ use libp2p::{
     core::{muxing::StreamMuxerBox, upgrade::Version},
     noise, swarm, tcp, yamux,
 };
+use skep_kernel::TokioClock;
 use skep_rpc::{Body, Router, RpcError, Step, Transport as _};
 use skep_wire::{
     Framing, Method,
@@ -25,12 +26,17 @@ use skep_wire::{
 
 use crate::{
     NetConfig, NetLimits,
+    busy_poll::BusyPoll,
     common::*,
     io,
     streams::{self, Connections, OpenError, Opened},
 };
 
 const ID: unary::CallId = [9; 16];
+
+fn sleeps_at_once() -> Arc<BusyPoll> {
+    Arc::new(BusyPoll::new(Arc::new(TokioClock::system()), Duration::ZERO))
+}
 
 async fn open(client: &Node, server: &Node, method: Method, framing: Framing) -> Opened {
     client.knows(server);
@@ -275,6 +281,7 @@ async fn a_backward_call_never_goes_out_without_its_id_for_want_of_a_word() {
     let key = keypair();
     let (seen_by, seen) = std::sync::mpsc::sync_channel(10);
     let behaviour = streams::Behaviour::new(streams::Shared {
+        busy_poll: sleeps_at_once(),
         connections: Arc::default(),
         router: Some(router(Echo)),
         max_inbound_streams: 10,
@@ -320,6 +327,7 @@ async fn a_remote_that_spells_the_reserved_prefix_is_refused() {
         .boxed();
     let connections = Arc::<Connections>::default();
     let behaviour = streams::Behaviour::new(streams::Shared {
+        busy_poll: sleeps_at_once(),
         connections: connections.clone(),
         router: None::<Router>,
         max_inbound_streams: 1,

@@ -6,12 +6,12 @@ use libp2p::{
 };
 use libp2p_identity::Keypair;
 
-use crate::{NetConfig, NetError, gate::Gate, peers::SharedBook, routing::Routing, streams, transport};
+use crate::{NetConfig, NetError, gate::Gate, muxer, peers::SharedBook, routing::Routing, streams, transport};
 
 /// hivemind's p2pd finds addresses with IPFS's own Kademlia (docs/wire.md §1.3).
 pub(crate) const KAD: StreamProtocol = StreamProtocol::new("/ipfs/kad/1.0.0");
 /// Inbound streams whose protocol is being agreed on. A mixture opens one per sample and expert at once.
-const MAX_NEGOTIATING: usize = transport::MAX_STREAMS;
+const MAX_NEGOTIATING: usize = muxer::MAX_STREAMS;
 
 /// The behaviours. Order matters: the gate decides on a connection before the others see it.
 #[derive(NetworkBehaviour)]

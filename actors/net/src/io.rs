@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use skep_wire::frame::{FrameError, stream, unary};
 
-/// What one write carries at least where there is as much: one frame of yamux, one encryption, one system call.
+/// What one write carries at least where there is as much: one record of TLS, one system call.
 const JOIN: usize = 16 << 10;
 /// Memory set aside before the first byte of a body has arrived. It doubles as bytes arrive, so that an announced length
 /// alone costs nothing.

@@ -18,6 +18,7 @@ extern crate self as skep_net;
 mod abuse;
 mod behaviour;
 mod budget;
+mod busy_poll;
 #[cfg(test)]
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -28,6 +29,7 @@ pub mod identity;
 mod inbound;
 mod io;
 mod listen;
+mod muxer;
 mod native_link;
 mod net;
 mod node;

@@ -22,6 +22,7 @@ use tokio::{
 use crate::{
     NetConfig, NetError, NetStatus, behaviour,
     budget::Budget,
+    busy_poll::BusyPoll,
     inbound::{Door, Server},
     native_link,
     node::{Node, Wanted},
@@ -260,9 +261,8 @@ fn run(
     started: impl FnOnce(Result<runtime::Handle, NetError>),
 ) {
     mark_runtime_thread();
-    let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(2));
     let runtime = runtime::Builder::new_multi_thread()
-        .worker_threads(workers)
+        .worker_threads(shared.config.threads)
         .thread_name("skep-net-worker")
         .on_thread_start(mark_runtime_thread)
         .enable_all()
@@ -271,8 +271,11 @@ fn run(
         Ok(runtime) => runtime,
         Err(error) => return started(Err(NetError::Start(error))),
     };
+    let busy_poll = Arc::new(BusyPoll::new(shared.clock.clone(), shared.config.busy_poll));
+    let awake = busy_poll.clone();
+    runtime.spawn(async move { awake.keep_awake().await });
     runtime.block_on(async {
-        let streams = serve_streams(&shared, runtime.handle().clone());
+        let streams = serve_streams(&shared, runtime.handle().clone(), busy_poll);
         let swarm = match behaviour::swarm(&shared.config, &identity, shared.book.clone(), streams) {
             Ok(swarm) => swarm,
             Err(error) => return started(Err(error)),
@@ -291,7 +294,7 @@ fn run(
     runtime.shutdown_timeout(LAST_WORDS);
 }
 
-fn serve_streams(shared: &Arc<Shared>, runtime: runtime::Handle) -> streams::Shared {
+fn serve_streams(shared: &Arc<Shared>, runtime: runtime::Handle, busy_poll: Arc<BusyPoll>) -> streams::Shared {
     let config = &shared.config;
     let server = Arc::new(Server {
         router: shared.router.clone(),
@@ -312,6 +315,7 @@ fn serve_streams(shared: &Arc<Shared>, runtime: runtime::Handle) -> streams::Sha
             let pool = Pool::new(native_link::POOL_BYTES);
             Arc::new(native_link::Context { server, answers, serves: !config.client_mode, pool })
         }),
+        busy_poll,
         accept: Box::new(move |accepted| drop(runtime.spawn(server.clone().serve(accepted)))),
     }
 }

@@ -120,8 +120,10 @@ impl UpgradeInfo for Security {
     }
 }
 
-/// Above TLS: header and body of a muxer's frame, up to 16 KiB, become one record and one system call.
-const WRITE_BUFFER: usize = 32 << 10;
+/// Bytes of a muxer's frame at most: four full records of TLS.
+pub(crate) const FRAME: usize = 4 << 14;
+/// Above TLS: header and body of a frame are encrypted together and sent with one system call.
+const WRITE_BUFFER: usize = FRAME;
 /// Below TLS, which reads 4 KiB at a time.
 const READ_BUFFER: usize = 32 << 10;
 

@@ -34,7 +34,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use self::handler::Handler;
 pub(crate) use self::handler::Purpose;
-use crate::native_link::{self, Link, Native};
+use crate::{
+    busy_poll::BusyPoll,
+    native_link::{self, Link, Native},
+};
 
 /// Substreams that we open on one connection at once. Far below yamux's limit, at which a connection ends, and equal to
 /// the number of unanswered opens that yamux allows.
@@ -213,6 +216,8 @@ pub(crate) struct Shared {
     pub(crate) max_inbound_streams: usize,
     pub(crate) negotiation_timeout: Duration,
     pub(crate) accept: Box<dyn Fn(Accepted) + Send + Sync>,
+    /// Told of each turn of a connection's task.
+    pub(crate) busy_poll: Arc<BusyPoll>,
     /// What links need; `None` when we do not speak the native wire.
     pub(crate) native: Option<Arc<native_link::Context>>,
 }

@@ -5,16 +5,12 @@ use std::{io, time::Duration};
 use libp2p::{
     Transport as _,
     core::{muxing::StreamMuxerBox, transport::Boxed, upgrade::Version},
-    dns, tcp, yamux,
+    dns, tcp,
 };
 use libp2p_identity::{Keypair, PeerId};
 use tracing::warn;
 
-use crate::{security::Security, slashless::Slashless};
-
-/// Streams that a connection may carry at once. A Python mixture opens one per sample and expert, and yamux ends a
-/// connection at the limit; 4096 is the most that yamux allows.
-pub(crate) const MAX_STREAMS: usize = 4096;
+use crate::{muxer::Yamux, security::Security, slashless::Slashless};
 
 /// Builds the transport. Must be called inside a tokio runtime.
 pub(crate) fn build(
@@ -28,12 +24,10 @@ pub(crate) fn build(
         warn!(%error, "no DNS configuration on this machine: only numeric addresses can be dialled");
         dns::tokio::Transport::custom(tcp(), dns::ResolverConfig::default(), dns::ResolverOpts::default())
     });
-    let mut yamux = yamux::Config::default();
-    yamux.set_max_num_streams(MAX_STREAMS);
     Ok(named
         .upgrade(Version::V1)
         .authenticate(Security::new(identity, with_tls)?)
-        .multiplex(yamux)
+        .multiplex(Yamux::new())
         .timeout(handshake_timeout)
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(Slashless(muxer))))
         .boxed())

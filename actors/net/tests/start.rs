@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::*;
 use multiaddr::Multiaddr;
 use skep_net::{Net, NetConfig, NetError, NetLimits};
@@ -90,6 +92,13 @@ fn settings_without_a_meaning_are_refused() {
     for limits in bad {
         assert!(matches!(with(limits), Err(NetError::Config { .. })));
     }
+    let bad = [
+        NetConfig { threads: 0, ..NetConfig::default() },
+        NetConfig { busy_poll: Duration::from_secs(1), ..NetConfig::default() },
+    ];
+    for config in bad {
+        assert!(matches!(Net::start(config, keypair(), Router::new(), clock()), Err(NetError::Config { .. })));
+    }
     assert!(matches!(start(&[]), Err(NetError::Config { key: "listen", .. })));
 }
 
@@ -103,6 +112,7 @@ fn a_configuration_survives_being_written_and_read() {
     let text = serde_json::to_string(&config).unwrap();
     assert_eq!(serde_json::from_str::<NetConfig>(&text).unwrap(), config);
     assert_eq!(serde_json::from_str::<NetConfig>("{}").unwrap(), NetConfig::default());
+    assert_eq!(serde_json::from_str::<NetConfig>(r#"{"busy_poll": 0}"#).unwrap().busy_poll, Duration::ZERO);
 }
 
 #[test]
@@ -112,6 +122,7 @@ fn unknown_keys_and_bad_values_are_refused() {
         r#"{"limits": {"max_conections": 1}}"#,
         r#"{"timeouts": {"idle": 0}}"#,
         r#"{"timeouts": {"idle": -1}}"#,
+        r#"{"busy_poll": -1}"#,
         r#"{"listen": ["127.0.0.1:80"]}"#,
         r#"{"allow_peers": ["nobody"]}"#,
     ] {

@@ -1,11 +1,14 @@
 //! Backward calls at most once by request id: a repeat joins the running call, gets its answer, or hears that it was
-//! applied. Who follows a call to its end outlives the caller: a step that was made is remembered even if nobody waits.
+//! applied. A call is followed to its end even when its caller leaves: a step that was made is remembered.
 
 use std::{
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use skep_kernel::{Deadline, SharedClock, Signal, Spawner};
 use skep_rpc::{Admission, Answer, Ending, RequestIds, RequestKey, RequestLimits, ServeError};
 use skep_wire::HostTensor;
@@ -61,7 +64,10 @@ impl RequestHandler {
             let mut place = run.waiting.enter();
             let admission = self.once.ids().admit(self.executors.now(), &key, run.clone());
             match admission {
-                Admission::Run => self.follow(run.clone(), key.clone(), expert.clone(), tensors.clone(), deadline)?,
+                Admission::Run => {
+                    let following = self.follow(run.clone(), key.clone(), expert.clone(), tensors.clone(), deadline)?;
+                    following.await;
+                }
                 Admission::Join(running) => (place, run) = (running.waiting.enter(), running),
                 Admission::Answered(answer) => return Ok(answer),
                 Admission::AlreadyApplied => return Err(ServeError::AlreadyApplied),
@@ -79,7 +85,7 @@ impl RequestHandler {
         }
     }
 
-    /// Puts the call in line and starts the task that stays with it to its end.
+    /// Puts the call in line; what it gives stays with it to its end.
     fn follow(
         &self,
         run: Run,
@@ -87,7 +93,7 @@ impl RequestHandler {
         expert: ExpertHandle,
         tensors: Vec<HostTensor>,
         deadline: Deadline,
-    ) -> Result<(), ServeError> {
+    ) -> Result<Following, ServeError> {
         let waiting = run.waiting.clone();
         let wanted = Box::new(move || waiting.count() > 0);
         // Whatever happens from here on, even a panic, the call does not stay "running".
@@ -100,7 +106,7 @@ impl RequestHandler {
             }
         };
         let handler = self.clone();
-        let follower = async move {
+        let rest = Box::pin(async move {
             // Without a deadline: executors answer every task, and how this one ended must be known.
             let Verdict { result, stepped } = accepted.verdict().await;
             if stepped {
@@ -114,8 +120,37 @@ impl RequestHandler {
                 entry.ends(Ending::Answered(answer.clone()));
             }
             entry.tell(outcome);
-        };
-        if self.once.spawner.spawn(follower) { Ok(()) } else { Err(ServeError::Stopping) }
+        });
+        Ok(Following { rest: Some(rest), spawner: self.once.spawner.clone() })
+    }
+}
+
+/// The rest of a running call: where the caller waits, and once that one has left, on the system thread.
+struct Following {
+    rest: Option<BoxFuture<'static, ()>>,
+    spawner: Spawner,
+}
+
+impl Future for Following {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        // Taken out: what panics is not polled again.
+        let Some(mut rest) = self.rest.take() else { return Poll::Ready(()) };
+        let ended = rest.as_mut().poll(cx);
+        if ended.is_pending() {
+            self.rest = Some(rest);
+        }
+        ended
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        if let Some(rest) = self.rest.take() {
+            // Refused only when everything ends: then the entry is dropped, which tells who waits.
+            let _goes_on = self.spawner.spawn(rest);
+        }
     }
 }
 

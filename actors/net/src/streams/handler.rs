@@ -210,6 +210,7 @@ impl ConnectionHandler for Handler {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<Handlers, Asked, Infallible>> {
+        self.shared.busy_poll.on_turn();
         // The swarm asks what we offer each time it polls a connection, and the routes hardly ever change.
         let version = self.routes();
         if self.offered.as_ref().is_none_or(|(known, _)| *known != version) {
