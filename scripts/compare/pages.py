@@ -39,7 +39,7 @@ def ratio(work, party):
 
 
 def table(results):
-    load = f"{results['load']:.1f} processes wanted to run when it began, so other programs ran beside it. "
+    load = f"The load average was {results['load']:.1f} when it began: other programs ran beside it, or shortly before. "
     lines = [
         (load if results["load"] > 0.5 else "") + f"{results['processor']}, {results['cores']} cores, {results['rounds']} rounds, {results['seconds']} s in all. "
         "Median, and in brackets the lowest and highest round.",
