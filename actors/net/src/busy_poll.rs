@@ -33,9 +33,12 @@ impl BusyPoll {
 
     /// A connection had something to do.
     pub(crate) fn on_turn(&self) {
+        if self.window.is_zero() {
+            return;
+        }
         // A turn that is missed costs the wake-up that this is to save, no more.
         self.turns.fetch_add(1, Ordering::Relaxed);
-        if !self.window.is_zero() && !self.is_looking.load(Ordering::Relaxed) {
+        if !self.is_looking.load(Ordering::Relaxed) {
             self.wake.notify_one();
         }
     }
@@ -56,20 +59,22 @@ impl BusyPoll {
     /// Returns when nothing has happened for the window, or at once with `true` when somebody computes on this core.
     async fn look(&self) -> bool {
         let mut seen = self.turns.load(Ordering::Relaxed);
-        let mut end = Deadline::after(self.clock.now(), self.window);
-        while !end.has_passed(self.clock.now()) {
+        let mut now = self.clock.now();
+        let mut end = Deadline::after(now, self.window);
+        while !end.has_passed(now) {
             // The runtime polls its sockets between two turns of a task that yields.
             tokio::task::yield_now().await;
             // Whoever else wants this core, most of all the experts.
             let yields = self.clock.now();
             std::thread::yield_now();
-            if self.clock.now().since(yields) > COMPUTES {
+            now = self.clock.now();
+            if now.since(yields) > COMPUTES {
                 return true;
             }
             let turns = self.turns.load(Ordering::Relaxed);
             if turns != seen {
                 seen = turns;
-                end = Deadline::after(self.clock.now(), self.window);
+                end = Deadline::after(now, self.window);
             }
         }
         false

@@ -35,6 +35,11 @@ impl Yamux {
         config.set_max_num_streams(MAX_STREAMS).set_split_send_size(FRAME - HEADER);
         Self(config)
     }
+
+    fn start<C: AsyncRead + AsyncWrite + Unpin>(self, socket: C, mode: Mode) -> Ready<io::Result<Muxer<C>>> {
+        let connection = Connection::new(socket, self.0, mode);
+        ready(Ok(Muxer { connection, opened: VecDeque::new(), taker: None }))
+    }
 }
 
 impl UpgradeInfo for Yamux {
@@ -52,7 +57,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> InboundConnectionUpgrade<C> for Yamux {
     type Future = Ready<io::Result<Muxer<C>>>;
 
     fn upgrade_inbound(self, socket: C, _: &'static str) -> Self::Future {
-        ready(Ok(Muxer::new(Connection::new(socket, self.0, Mode::Server))))
+        self.start(socket, Mode::Server)
     }
 }
 
@@ -62,7 +67,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> OutboundConnectionUpgrade<C> for Yamux {
     type Future = Ready<io::Result<Muxer<C>>>;
 
     fn upgrade_outbound(self, socket: C, _: &'static str) -> Self::Future {
-        ready(Ok(Muxer::new(Connection::new(socket, self.0, Mode::Client))))
+        self.start(socket, Mode::Client)
     }
 }
 
@@ -75,10 +80,6 @@ pub(crate) struct Muxer<C> {
 }
 
 impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
-    fn new(connection: Connection<C>) -> Self {
-        Self { connection, opened: VecDeque::new(), taker: None }
-    }
-
     /// Sends and receives for all streams until nothing can be done or the peer opens one.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Stream, ConnectionError>> {
         self.connection.poll_next_inbound(cx).map(|next| next.unwrap_or(Err(ConnectionError::Closed)))
